@@ -1,0 +1,1 @@
+//! The image engine: a reference in, a verified root file system and its image config out.

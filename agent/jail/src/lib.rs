@@ -1,0 +1,1 @@
+//! The container engine: an OCI runtime bundle in, a running, confined process out.

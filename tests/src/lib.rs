@@ -1,0 +1,1 @@
+//! Integration tests against real guests, and the harness they share.
