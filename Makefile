@@ -1,0 +1,112 @@
+# Nacre. `make help` lists what there is; every target works from a fresh clone and does only what is out of date.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS   += --no-print-directory
+
+TARGET  := x86_64-unknown-linux-gnu
+BIN     := target/$(TARGET)/release
+DIST    := target/dist
+SHARE   := $(DIST)/share/nacre
+CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nacre
+PREFIX  ?= /usr/local
+RECIPE  ?= minimal
+
+# The device that gives QEMU a vsock without a host kernel module. Pinned: its socket dialect is part of ours.
+VSOCK_VERSION := 0.3.0
+VSOCK_CACHE   := $(CACHE)/vhost-device-vsock-$(VSOCK_VERSION)
+VSOCK         := $(DIST)/libexec/nacre/vhost-device-vsock
+
+# Everything that a Debian machine with git, make and Rust lacks. qemu-utils is left out on purpose: a backported one
+# conflicts with Debian 12's qemu-system-x86.
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
+            linux-source-6.12 flex bison bc libelf-dev xz-utils lz4 zstd rsync \
+            squashfs-tools ca-certificates \
+            qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils
+
+# A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
+
+say = @printf '\033[1m==>\033[0m %s\n' "$(1)"
+# Copies only what changed, so that what depends on it stays up to date.
+put = @mkdir -p $(dir $(2)); cmp -s $(1) $(2) || install -m $(3) $(1) $(2)
+
+.PHONY: help setup kernel image agent host run test test-unit test-vm bench fmt lint install clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing from Debian's packages (prints the list first)
+	@missing=$$(for p in $(PACKAGES); do \
+	    [ "$$(dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || echo $$p; done); \
+	command -v cargo >/dev/null || { echo "setup: cargo is missing: install Rust 1.95 or newer with rustup" >&2; exit 1; }; \
+	[ -n "$$missing" ] || exit 0; \
+	echo "==> Debian packages to install:" $$missing; \
+	cmd="apt-get install --yes --no-install-recommends $$(echo $$missing)"; \
+	if [ "$$(id -u)" != 0 ]; then \
+	    echo "setup: run this once, then repeat make:"; echo "    sudo sh -c 'apt-get update && $$cmd'"; exit 1; fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$cmd -qq >/dev/null
+
+agent: setup ## Build the guest agent, one static binary
+	$(call say,agent: one static binary)
+	@$(STATIC) -p nacre-agent --bin nacre-agent
+	$(call put,$(BIN)/nacre-agent,$(DIST)/bin/nacre-agent,755)
+
+host: setup $(VSOCK) ## Build the host's programs: nacre, nacre-image, and the engines' command lines
+	$(call say,host: nacre and its tools)
+	@$(STATIC) -p nacre-shim -p nacre-image -p nacre-jail -p nacre-pull --bins
+	$(call put,$(BIN)/nacre,$(DIST)/bin/nacre,755)
+	$(call put,$(BIN)/nacre-image,$(DIST)/bin/nacre-image,755)
+	$(call put,$(BIN)/nacre-jail,$(DIST)/bin/nacre-jail,755)
+	$(call put,$(BIN)/nacre-pull,$(DIST)/bin/nacre-pull,755)
+
+$(VSOCK): $(VSOCK_CACHE)/bin/vhost-device-vsock
+	$(call put,$<,$@,755)
+
+$(VSOCK_CACHE)/bin/vhost-device-vsock:
+	$(call say,vhost-device-vsock $(VSOCK_VERSION): built once into $(VSOCK_CACHE))
+	@cargo install --quiet --locked vhost-device-vsock@$(VSOCK_VERSION) --root $(VSOCK_CACHE)
+
+kernel: host ## Build the guest kernel from Debian's source (once; cached by content)
+	$(call say,kernel: Debian's linux-source-6.12 with kernel-config/)
+	@$(DIST)/bin/nacre-image kernel --config-dir kernel-config --out $(SHARE)
+
+image: agent kernel ## Build the guest image of rootfs-recipes/$(RECIPE).toml
+	$(call say,image: rootfs-recipes/$(RECIPE).toml)
+	@$(DIST)/bin/nacre-image build rootfs-recipes/$(RECIPE).toml --agent $(DIST)/bin/nacre-agent --kernel $(SHARE)/vmlinux --out $(SHARE)
+
+run: image ## Boot a VM that pulls a demo image from a registry of its own and runs it
+	@cargo build --locked --quiet -p nacre-tests --bin nacre-demo
+	@target/debug/nacre-demo --dist $(DIST)
+
+test: test-unit test-vm ## Run all tests
+
+test-unit: setup ## Run the tests that need no VM
+	$(call say,tests without a VM)
+	@cargo test --locked --workspace -- --skip vm_
+
+test-vm: image ## Run the tests against real guests
+	$(call say,tests against real guests)
+	@NACRE_DIST=$(abspath $(DIST)) cargo test --locked -p nacre-tests -- vm_
+
+bench: image ## Measure sizes, boot, memory and speed beside named peers (ONLY=prefix for a part)
+	@cargo build --locked --quiet --release -p nacre-tests --bin nacre-bench
+	@target/release/nacre-bench --dist $(DIST) $(if $(ONLY),--only $(ONLY))
+
+fmt: ## Format the code
+	@cargo fmt --all
+
+lint: setup ## Check format, lints and, where cargo-deny is installed, licences
+	@cargo fmt --all -- --check
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline --locked check bans licenses sources; \
+	else echo "skipped: licences and bans: cargo-deny is not installed (cargo install cargo-deny)"; fi
+
+install: image ## Install programs and guest under PREFIX (/usr/local)
+	$(call say,install: $(DESTDIR)$(PREFIX))
+	@cd $(DIST) && find . -type f ! -name '.*' -exec install -D {} $(DESTDIR)$(PREFIX)/{} \;
+
+clean: ## Remove what was built here (the cache in ~/.cache/nacre stays)
+	@cargo clean --quiet
