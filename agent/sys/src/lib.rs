@@ -1,1 +1,4 @@
 //! One safe function per system call that nix and rustix do not offer safely.
+pub mod kvm;
+pub mod lifeline;
+pub mod tsc;
