@@ -1,1 +1,25 @@
-//! The contract between host and guest: the Kata agent API, our own additions, and how to reach them.
+//! The contract between host and guest.
+//!
+//! [`generated`] holds the Kata agent API and our own service, made at build time from `proto/`. [`address`] and [`connect`] say
+//! where an agent is and how to reach it; [`convert`] turns the wire's OCI messages into the specification's types and back. Nothing
+//! here knows what either side does with a request.
+
+pub mod address;
+pub mod connect;
+pub mod convert;
+
+/// Messages and services, generated from `proto/`.
+#[expect(clippy::allow_attributes, reason = "which lints generated code trips is its generator's business")]
+#[allow(clippy::all, clippy::unwrap_used, missing_docs, missing_debug_implementations, unused_qualifications)]
+pub mod generated {
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, nacre, nacre_ttrpc, oci, types};
+pub use protobuf::well_known_types::empty;
+
+/// The port on which an agent listens, on vsock.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The largest ttRPC message, either way: 4 MiB, without its 10-byte header.
+pub const MAX_MESSAGE: usize = 4 << 20;
