@@ -1,1 +1,42 @@
-//! The container engine: an OCI runtime bundle in, a running, confined process out.
+//! The container engine: a specification in, a running, confined process out.
+//!
+//! *Plan, then fork.* [`Plan::new`] judges the specification and lays out every path, buffer and filter; [`Container::create`] makes the
+//! cgroup, forks once, and the child walks a list of steps made of plain system calls until it waits at its start gate. A step
+//! that fails comes back as its own description and the errno. Nothing is re-executed and nothing is serialised.
+
+mod cgroup;
+mod container;
+mod error;
+mod launch;
+mod plan;
+mod process;
+mod stats;
+mod step;
+
+pub use container::Container;
+pub use error::Error;
+pub use plan::Plan;
+pub use process::{ExitStatus, Process};
+pub use stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
+
+use std::os::fd::OwnedFd;
+
+/// Where a process reads and writes: the child's ends.
+#[derive(Debug)]
+pub enum Io {
+    /// Three descriptors, for file descriptors 0, 1 and 2.
+    Pipes {
+        /// File descriptor 0.
+        stdin: OwnedFd,
+        /// File descriptor 1.
+        stdout: OwnedFd,
+        /// File descriptor 2.
+        stderr: OwnedFd,
+    },
+    /// A pseudo-terminal of the container's own devpts, the controlling terminal of a new session. Its master is had from
+    /// [`Process::take_terminal`].
+    Terminal {
+        /// Columns and rows; `None` leaves them at 0.
+        size: Option<(u16, u16)>,
+    },
+}

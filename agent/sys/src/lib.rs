@@ -1,4 +1,13 @@
 //! One safe function per system call that nix and rustix do not offer safely.
+
+pub mod clone;
+pub mod exec;
+pub mod fork;
 pub mod kvm;
 pub mod lifeline;
+pub mod loop_device;
+pub mod mount;
+pub mod pidfd;
+pub mod random;
+pub mod seccomp;
 pub mod tsc;

@@ -1,0 +1,119 @@
+use super::*;
+
+fn spec(edit: impl FnOnce(&mut serde_json::Value)) -> runtime::Spec {
+    let mut json = serde_json::json!({
+        "ociVersion": "1.2.0",
+        "root": { "path": "rootfs" },
+        "process": { "args": ["true"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+        "linux": { "namespaces": [{ "type": "mount" }, { "type": "pid" }] },
+    });
+    edit(&mut json);
+    serde_json::from_value(json).unwrap()
+}
+
+fn error(edit: impl FnOnce(&mut serde_json::Value)) -> String {
+    Plan::new("c1", &spec(edit), Path::new("/bundle")).unwrap_err().to_string()
+}
+
+fn steps(edit: impl FnOnce(&mut serde_json::Value)) -> Vec<String> {
+    let plan = Plan::new("c1", &spec(edit), Path::new("/bundle")).unwrap();
+    let root = plan.before_root.iter().chain(&plan.inside_root).chain(&plan.after_root).map(ToString::to_string);
+    root.collect()
+}
+
+#[test]
+fn what_cannot_be_honoured_is_an_error_that_names_it() {
+    for (edit, expected) in [
+        (("/process/args", serde_json::json!([])), "process.args: names no program"),
+        (("/process/cwd", "tmp".into()), "process.cwd: must be absolute"),
+        (("/process/apparmorProfile", "x".into()), "process.apparmorProfile: not supported"),
+        (("/process/oomScoreAdj", 1001.into()), "process.oomScoreAdj: 1001 is not between"),
+        (("/hostname", "pod".into()), "hostname: needs a new UTS namespace"),
+        (("/linux/namespaces", serde_json::json!([{ "type": "pid" }])), "without a mount namespace"),
+        (
+            ("/linux/namespaces", serde_json::json!([{ "type": "mount" }, { "type": "mount" }])),
+            "linux.namespaces[1]: names a kind a second time",
+        ),
+        (("/linux/namespaces", serde_json::json!([{ "type": "user" }])), "linux.namespaces[0] (User): not supported"),
+        (("/linux/rootfsPropagation", "odd".into()), "linux.rootfsPropagation: \"odd\" is none"),
+        (("/linux/cgroupsPath", "/a/../../b".into()), "linux.cgroupsPath: "),
+        (("/linux/maskedPaths", serde_json::json!(["/proc/../etc"])), "linux.maskedPaths: "),
+        (("/linux/sysctl", serde_json::json!({ "vm.swappiness": "1" })), "does not belong to a namespace"),
+        (("/linux/sysctl", serde_json::json!({ "net/../../x": "1" })), "does not belong"),
+        (
+            ("/mounts", serde_json::json!([{ "destination": "/a", "options": ["rbind"] }])),
+            "mounts[0]: a bind mount needs",
+        ),
+        (
+            ("/mounts", serde_json::json!([{ "destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"] }])),
+            "mounts[0].options \"tmpcopyup\": not supported",
+        ),
+        (
+            ("/process/rlimits", serde_json::json!([{ "type": "RLIMIT_NOFILE", "soft": 2, "hard": 1 }])),
+            "RLIMIT_NOFILE: the soft limit exceeds the hard one",
+        ),
+    ] {
+        let (pointer, value) = edit;
+        let plan = |json: &mut serde_json::Value| {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            json.pointer_mut(parent).unwrap()[key] = value.clone();
+        };
+        let spec = spec(plan);
+        let result = Plan::new("c1", &spec, Path::new("/bundle"));
+        let text = match result {
+            // Limits are laid out with the process.
+            Ok(plan) => process::limits(&plan.process).map(drop).unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert!(text.contains(expected), "{pointer}: {text}");
+    }
+}
+
+#[test]
+fn an_id_that_could_leave_its_directory_is_refused() {
+    for id in ["", ".", "..", "a/b", "-x", "a b", &"a".repeat(256)] {
+        assert!(Plan::new(id, &spec(|_| ()), Path::new("/bundle")).is_err(), "{id:?}");
+    }
+}
+
+#[test]
+fn masks_come_after_mounts_and_before_the_pivot() {
+    let steps = steps(|json| {
+        json["mounts"] = serde_json::json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+        json["linux"]["maskedPaths"] = serde_json::json!(["/proc/kcore"]);
+        json["linux"]["readonlyPaths"] = serde_json::json!(["/proc/sys"]);
+        json["root"]["readonly"] = true.into();
+    });
+    let position = |step: &str| steps.iter().position(|s| s == step).unwrap_or_else(|| panic!("{step} in {steps:?}"));
+    assert!(position("open the root file system /bundle/rootfs") < position("mount proc on /proc"));
+    assert!(position("mount proc on /proc") < position("mask /proc/kcore"));
+    assert!(position("make /proc/sys read-only") < position("make the root file system read-only"));
+    assert!(position("make the root file system read-only") < position("pivot into the root file system"));
+}
+
+#[test]
+fn a_program_is_looked_for_in_the_containers_own_path() {
+    let plan = |path: &str, program: &str| {
+        let spec = spec(|json| {
+            json["process"]["args"] = serde_json::json!([program]);
+            json["process"]["env"] = serde_json::json!([format!("PATH={path}")]);
+        });
+        process::candidates(spec.process().as_ref().unwrap()).unwrap()
+    };
+    assert_eq!(plan("/a::/b", "x"), [c"/a/x".into(), c"./x".into(), c"/b/x".into()] as [CString; 3]);
+    assert_eq!(plan("/a", "./x"), [CString::from(c"./x")]);
+}
+
+#[test]
+fn an_unknown_system_call_in_a_filter_is_left_to_the_default() {
+    let names = serde_json::json!(["read", "no_such_call"]);
+    let seccomp = serde_json::json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }],
+    });
+    assert!(Filter::compile(&serde_json::from_value(seccomp).unwrap()).is_ok());
+    assert!(
+        error(|json| json["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_NOTIFY" }))
+            .contains("SCMP_ACT_NOTIFY")
+    );
+}

@@ -1,0 +1,298 @@
+//! Containers, run for real: root and a static busybox are all they need.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nacre_jail::{Container, Error, ExitStatus, Io, Plan};
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+/// A bundle that is taken down with the test.
+struct Bundle(tempfile::TempDir);
+
+/// `None`, and the reason said, where containers can't be made.
+fn bundle() -> Option<Bundle> {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: containers need root");
+        return None;
+    }
+    if !Path::new(BUSYBOX).exists() {
+        println!("skipped: {BUSYBOX} is not installed");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("rootfs/bin");
+    fs::create_dir_all(&bin).unwrap();
+    fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
+    for applet in ["sh", "true", "false", "cat", "id", "sleep", "stat", "tty", "echo", "ls", "touch", "mount", "ps"] {
+        std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
+    }
+    Some(Bundle(dir))
+}
+
+const CAPABILITIES: [&str; 5] = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_KILL"];
+
+/// What a CRI runtime asks for, more or less.
+fn spec(script: &str) -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": { "path": "rootfs" },
+        "hostname": "pod",
+        "process": {
+            "args": ["sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "noNewPrivileges": true,
+            "env": ["PATH=/bin", "COLOUR=blue"],
+            "capabilities": {
+                "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES, "inheritable": [], "ambient": [],
+            },
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }],
+        },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
+            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
+            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
+            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "nodev", "mode=1777"] },
+            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
+            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"] },
+        ],
+        "linux": {
+            "namespaces": [
+                { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" },
+                { "type": "cgroup" },
+            ],
+            "maskedPaths": ["/proc/kallsyms", "/proc/scsi", "/absent"],
+            "readonlyPaths": ["/proc/sys"],
+            "resources": { "pids": { "limit": 32 } },
+        },
+    })
+}
+
+/// Runs a container to its end: what it wrote and how it ended.
+fn run(bundle: &Bundle, id: &str, spec: &Value) -> Result<(String, ExitStatus), Error> {
+    let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
+    let plan = Plan::new(id, &spec, bundle.0.path())?;
+    let (read, io) = pipes();
+    let container = Container::create(plan, io)?;
+    container.start()?;
+    let output = drain(read);
+    let status = container.init().wait()?;
+    container.delete()?;
+    Ok((output, status))
+}
+
+/// Standard output and error into one pipe; nothing to read.
+fn pipes() -> (OwnedFd, Io) {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdin = File::open("/dev/null").unwrap().into();
+    (read, Io::Pipes { stdin, stdout: write.try_clone().unwrap(), stderr: write })
+}
+
+/// A terminal's master answers EIO once its last user has gone.
+fn drain(from: OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    let mut file = File::from(from);
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = file.read(&mut buffer) {
+        bytes.extend(&buffer[..n]);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+fn output(id: &str, edit: impl FnOnce(&mut Value), script: &str) -> Option<String> {
+    let bundle = bundle()?;
+    let mut spec = spec(script);
+    edit(&mut spec);
+    Some(run(&bundle, id, &spec).unwrap().0)
+}
+
+#[test]
+fn the_process_is_what_its_specification_says() {
+    let script = "echo $$ $COLOUR $(hostname 2>/dev/null || cat /proc/sys/kernel/hostname); id -u; id -g; id -G; ulimit -n; umask; pwd; \
+                  grep -E 'Cap(Eff|Bnd|Amb)|NoNewPrivs' /proc/self/status 2>/dev/null || busybox grep -E 'Cap(Eff|Bnd|Amb)|NoNewPrivs' /proc/self/status";
+    let edit = |spec: &mut Value| {
+        spec["process"]["user"] = json!({ "uid": 0, "gid": 7, "additionalGids": [8, 9], "umask": 0o27 });
+        spec["process"]["cwd"] = "/made/for/it".into();
+    };
+    let Some(output) = output("what", edit, script) else { return };
+    let expected = "1 blue pod\n0\n7\n7 8 9\n100\n0027\n/made/for/it\n\
+                    CapEff:\t00000000000000ab\nCapBnd:\t00000000000000ab\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n";
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn masked_and_read_only_paths_and_devices_are_as_asked() {
+    let script = "cat /proc/kallsyms | busybox wc -c; echo 1 > /proc/sys/kernel/hostname || echo refused; \
+                  for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; \
+                  test -L /dev/stdout && echo linked; echo through > /dev/stdout; ls /absent";
+    let Some(output) = output("paths", |_| (), script) else { return };
+    assert_eq!(
+        output,
+        "0\nsh: can't create /proc/sys/kernel/hostname: Read-only file system\nrefused\nlinked\nthrough\nls: /absent: No such file or directory\n"
+    );
+}
+
+#[test]
+fn a_read_only_root_is_read_only_and_a_bind_is_not() {
+    let Some(bundle) = bundle() else { return };
+    let shared = bundle.0.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let mut spec = spec("touch /x; touch /data/y && echo written");
+    spec["root"]["readonly"] = true.into();
+    spec["mounts"].as_array_mut().unwrap().push(json!({
+        "destination": "/data", "type": "bind", "source": shared.to_str().unwrap(), "options": ["rbind", "rw"],
+    }));
+    fs::create_dir(bundle.0.path().join("rootfs/data")).unwrap();
+    let (output, _) = run(&bundle, "readonly", &spec).unwrap();
+    assert_eq!(output, "touch: /x: Read-only file system\nwritten\n");
+    assert!(shared.join("y").exists());
+}
+
+#[test]
+fn exit_codes_and_signals_come_back() {
+    let Some(bundle) = bundle() else { return };
+    assert_eq!(run(&bundle, "code", &spec("exit 42")).unwrap().1, ExitStatus::Exited(42));
+    let killed = run(&bundle, "signal", &spec("sh -c 'kill -9 $$'; exit $?")).unwrap().1;
+    assert_eq!(killed.code(), 137);
+}
+
+#[test]
+fn a_missing_program_is_reported_by_create_and_leaves_nothing() {
+    let Some(bundle) = bundle() else { return };
+    let mut spec = spec("");
+    for (program, errno) in [("nothing-here", libc::ENOENT), ("/proc/version", libc::EACCES), ("/bin", libc::EACCES)] {
+        spec["process"]["args"] = json!([program]);
+        match run(&bundle, "missing", &spec) {
+            Err(Error::Program { program: named, source }) => {
+                assert_eq!((named.as_str(), source.raw_os_error()), (program, Some(errno)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_step_that_fails_says_which() {
+    let Some(bundle) = bundle() else { return };
+    let mut spec = spec("true");
+    spec["mounts"][2]["type"] = "no-such-fs".into();
+    let error = run(&bundle, "step", &spec).unwrap_err().to_string();
+    assert_eq!(error, "mount no-such-fs on /dev/pts: No such device (os error 19)");
+}
+
+#[test]
+fn a_symbolic_link_in_the_image_leads_nowhere_outside() {
+    let Some(bundle) = bundle() else { return };
+    let outside = bundle.0.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let rootfs = bundle.0.path().join("rootfs");
+    std::os::unix::fs::symlink(&outside, rootfs.join("link")).unwrap();
+    let mut with_link = spec("echo ran");
+    with_link["mounts"].as_array_mut().unwrap().push(json!({ "destination": "/link/in", "type": "tmpfs" }));
+    // The link's target is looked up inside the root, where it does not exist.
+    let error = run(&bundle, "link", &with_link).unwrap_err().to_string();
+    assert!(error.starts_with("mount tmpfs on /link/in: "), "{error}");
+    assert!(fs::read_dir(&outside).unwrap().next().is_none());
+
+    fs::remove_dir(rootfs.join("proc")).unwrap();
+    std::os::unix::fs::symlink("/bin", rootfs.join("proc")).unwrap();
+    let error = run(&bundle, "proc-link", &spec("true")).unwrap_err().to_string();
+    assert!(error.starts_with("mount proc on /proc: "), "{error}");
+}
+
+#[test]
+fn a_filter_refuses_what_it_should() {
+    let edit = |spec: &mut Value| {
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28 }],
+        });
+    };
+    for (id, confined) in [("filter1", true), ("filter2", false)] {
+        let edit = |spec: &mut Value| {
+            edit(spec);
+            spec["process"]["noNewPrivileges"] = confined.into();
+        };
+        let Some(output) = output(id, edit, "busybox mkdir /x") else { return };
+        assert_eq!(output, "mkdir: can't create directory '/x': No space left on device\n");
+    }
+}
+
+#[test]
+fn a_user_without_privileges_has_none_and_owns_its_streams() {
+    let edit = |spec: &mut Value| spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    let script = "id -u; echo again > /dev/stdout; busybox grep CapEff /proc/self/status; touch /x || true";
+    let Some(output) = output("user", edit, script) else { return };
+    assert_eq!(output, "1000\nagain\nCapEff:\t0000000000000000\ntouch: /x: Permission denied\n");
+}
+
+#[test]
+fn a_terminal_is_the_containers_own() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("tty; stty size; test -c /dev/console && echo console");
+    json["process"]["terminal"] = true.into();
+    std::os::unix::fs::symlink("busybox", bundle.0.path().join("rootfs/bin/stty")).unwrap();
+    let spec: Spec = serde_json::from_value(json).unwrap();
+    let plan = Plan::new("terminal", &spec, bundle.0.path()).unwrap();
+    let container = Container::create(plan, Io::Terminal { size: Some((80, 24)) }).unwrap();
+    let master = container.init().take_terminal().unwrap();
+    container.start().unwrap();
+    assert_eq!(drain(master), "/dev/pts/0\r\n24 80\r\nconsole\r\n");
+    container.init().wait().unwrap();
+    container.delete().unwrap();
+}
+
+#[test]
+fn more_processes_join_and_all_end_with_the_container() {
+    let Some(bundle) = bundle() else { return };
+    let spec: Spec = serde_json::from_value(spec("sleep 1000")).unwrap();
+    let (read, io) = pipes();
+    let container = Container::create(Plan::new("exec", &spec, bundle.0.path()).unwrap(), io).unwrap();
+    let process = spec.process().clone().unwrap();
+    assert!(matches!(container.exec(&process, pipes().1), Err(Error::State("not started"))));
+    container.start().unwrap();
+    assert!(matches!(container.start(), Err(Error::State(_))));
+
+    let mut joining = process.clone();
+    joining.set_args(Some(
+        ["sh", "-c", "cat /proc/sys/kernel/hostname; ps | busybox wc -l; exit 3"].map(String::from).to_vec(),
+    ));
+    let (output, io) = pipes();
+    let joined = container.exec(&joining, io).unwrap();
+    assert_eq!(drain(output), "pod\n5\n"); // a heading, sleep, sh, ps and wc
+    assert_eq!(joined.wait().unwrap(), ExitStatus::Exited(3));
+
+    joining.set_args(Some(vec!["nothing-here".into()]));
+    assert!(matches!(container.exec(&joining, pipes().1), Err(Error::Program { .. })));
+
+    joining.set_args(Some(["sleep", "1000"].map(String::from).to_vec()));
+    let sleeping = container.exec(&joining, pipes().1).unwrap();
+    assert_eq!(container.pids().unwrap().len(), 2);
+    let stats = container.stats().unwrap();
+    assert_eq!(stats.pids.limit, 32);
+    container.signal_all(libc::SIGUSR1).unwrap(); // the first process of a PID namespace ignores it, the other dies
+    assert_eq!(sleeping.wait().unwrap(), ExitStatus::Signaled(libc::SIGUSR1));
+    assert!(matches!(sleeping.signal(libc::SIGTERM), Err(Error::Ended)));
+    container.delete().unwrap();
+    assert_eq!(drain(read), "");
+}
+
+#[test]
+fn a_container_that_is_dropped_is_gone() {
+    let Some(bundle) = bundle() else { return };
+    let spec: Spec = serde_json::from_value(spec("sleep 1000")).unwrap();
+    for start in [false, true] {
+        let (read, io) = pipes();
+        let container = Container::create(Plan::new("dropped", &spec, bundle.0.path()).unwrap(), io).unwrap();
+        if start {
+            container.start().unwrap();
+        }
+        drop(container);
+        assert_eq!(drain(read), ""); // end of file: nobody holds the other end
+    }
+}
