@@ -1,0 +1,164 @@
+//! What an image is to hold, as a TOML file. A word that is not known is an error, for a typo must not build a different guest.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+/// A recipe.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The image's name, and its files'.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// The Debian packages that files are taken from.
+    pub packages: Vec<String>,
+    /// What goes into the compressed part, `/usr`.
+    pub usr: Usr,
+    /// Directories of the root.
+    #[serde(default)]
+    pub directories: Vec<Directory>,
+    /// Symbolic links of the root.
+    #[serde(default)]
+    pub symlinks: Vec<Symlink>,
+    /// Small files of the root.
+    #[serde(default)]
+    pub files: Vec<File>,
+}
+
+/// The compressed part.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usr {
+    /// Programs, by their paths. The libraries that they need come along, and nothing else of their packages.
+    pub programs: Vec<String>,
+    /// A directory of certificates, of which one bundle is made.
+    pub certificates: Option<Certificates>,
+}
+
+/// Certificates to trust.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Certificates {
+    /// The directory that holds them, one `.crt` each.
+    pub from: String,
+    /// The bundle, below `/usr`.
+    pub bundle: String,
+}
+
+/// A directory.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Directory {
+    /// Its path.
+    pub path: String,
+    /// Its permission bits, in octal.
+    #[serde(default = "default_directory_mode")]
+    pub mode: String,
+}
+
+/// A symbolic link.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Symlink {
+    /// Its path.
+    pub path: String,
+    /// Where it leads.
+    pub target: String,
+}
+
+/// A file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Its path.
+    pub path: String,
+    /// Its permission bits, in octal.
+    #[serde(default = "default_file_mode")]
+    pub mode: String,
+    /// Its text.
+    pub content: String,
+}
+
+fn default_directory_mode() -> String {
+    "0755".into()
+}
+
+fn default_file_mode() -> String {
+    "0644".into()
+}
+
+/// Permission bits from octal text.
+///
+/// # Errors
+/// Text that is no octal number of at most 07777.
+pub fn mode(text: &str) -> Result<u32> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+    mode.with_context(|| format!("mode {text:?} is no octal number of at most 7777"))
+}
+
+impl Recipe {
+    /// Reads a recipe.
+    ///
+    /// # Errors
+    /// A file that can't be read or does not say what a recipe says.
+    pub fn read(path: &Path) -> Result<(Recipe, String)> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let recipe = Recipe::parse(&text).with_context(|| path.display().to_string())?;
+        Ok((recipe, text))
+    }
+
+    /// Parses a recipe.
+    ///
+    /// # Errors
+    /// As [`Recipe::read`].
+    pub fn parse(text: &str) -> Result<Recipe> {
+        let recipe: Recipe = toml::from_str(text)?;
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        ensure!(
+            !recipe.name.is_empty() && recipe.name.chars().all(plain),
+            "name {:?}: expected small letters, digits and -",
+            recipe.name
+        );
+        for package in &recipe.packages {
+            let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+            ensure!(
+                package.starts_with(|c: char| c.is_ascii_alphanumeric()) && package.chars().all(legal),
+                "package {package:?} is no Debian package's name"
+            );
+        }
+        if let Some(certificates) = &recipe.usr.certificates {
+            ensure!(certificates.bundle.starts_with("/usr/"), "the certificates' bundle must lie below /usr");
+        }
+        Ok(recipe)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "name = \"x\"\ndescription = \"\"\npackages = [\"skopeo\"]\n[usr]\nprograms = []\n";
+
+    #[test]
+    fn a_recipe_is_read_strictly() {
+        assert_eq!(Recipe::parse(MINIMAL).unwrap().packages, ["skopeo"]);
+        for (bad, reason) in [
+            (MINIMAL.replace("usr", "user"), "unknown field `user`"),
+            (MINIMAL.replace("\"x\"", "\"../x\""), "expected small letters"),
+            (MINIMAL.replace("skopeo", "-o=x"), "no Debian package"),
+            (MINIMAL.replace("programs = []", "programs = 3"), "invalid type"),
+        ] {
+            let error = format!("{:#}", Recipe::parse(&bad).unwrap_err());
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mode_is_octal() {
+        assert_eq!(mode("0755").unwrap(), 0o755);
+        assert!(mode("0789").is_err() && mode("10000").is_err() && mode("").is_err());
+    }
+}
