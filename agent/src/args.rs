@@ -1,0 +1,111 @@
+//! What the binary was started to do.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The text of `--help`.
+pub const HELP: &str = "\
+The guest agent of a pod's virtual machine.
+
+  nacre-agent [--listen ADDRESS] [--store DIR]   serve as a plain process
+  nacre-agent pull                               fetch one image (the agent starts this itself)
+  nacre-agent --version | --help
+
+As process 1 it brings up the guest and takes its settings from the kernel command line alone.
+
+  --listen ADDRESS   vsock://CID:PORT, unix:///PATH or unix://@NAME; the default is vsock://-1:1024
+  --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
+";
+
+/// One of the binary's jobs.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Process 1: bring up the guest, then serve.
+    Init,
+    /// The image puller.
+    Pull,
+    /// The agent as a plain process.
+    Agent(Settings),
+    /// Print the version.
+    Version,
+    /// Print the help.
+    Help,
+}
+
+/// What a plain process may be told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: Option<String>,
+    /// Where layers are kept.
+    pub store: Option<PathBuf>,
+}
+
+/// The command line makes no sense.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UsageError {
+    /// An argument that is none of ours.
+    #[error("unknown argument {0:?}; see nacre-agent --help")]
+    Unknown(String),
+    /// An option at the end of the line.
+    #[error("{0} needs a value; see nacre-agent --help")]
+    Value(String),
+}
+
+/// The job of process `pid` with these arguments (without the program's name). The kernel hands process 1 every word of its command
+/// line that it did not understand, so there arguments mean nothing.
+pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role, UsageError> {
+    if pid == 1 {
+        return Ok(Role::Init);
+    }
+    let mut args = args.into_iter();
+    let mut settings = Settings::default();
+    let mut first = true;
+    while let Some(arg) = args.next() {
+        let arg = arg.to_string_lossy().into_owned();
+        match arg.as_str() {
+            "pull" if first => return Ok(Role::Pull),
+            "--version" | "-V" => return Ok(Role::Version),
+            "--help" | "-h" => return Ok(Role::Help),
+            "--listen" => {
+                let value = args.next().ok_or(UsageError::Value(arg))?;
+                settings.listen = Some(value.to_string_lossy().into_owned());
+            }
+            "--store" => settings.store = Some(args.next().ok_or(UsageError::Value(arg))?.into()),
+            _ => return Err(UsageError::Unknown(arg)),
+        }
+        first = false;
+    }
+    Ok(Role::Agent(settings))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(args: &[&str]) -> Result<Role, UsageError> {
+        parse(7, args.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn each_job_has_its_words() {
+        assert_eq!(role(&["pull"]), Ok(Role::Pull));
+        assert_eq!(role(&["--version"]), Ok(Role::Version));
+        assert_eq!(role(&["--help"]), Ok(Role::Help));
+        assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));
+        let settings = Settings { listen: Some("unix:///a".into()), store: Some("/b".into()) };
+        assert_eq!(role(&["--listen", "unix:///a", "--store", "/b"]), Ok(Role::Agent(settings)));
+    }
+
+    #[test]
+    fn words_of_the_kernel_command_line_do_not_stop_process_1() {
+        assert_eq!(parse(1, ["quiet".into(), "--nonsense".into()]), Ok(Role::Init));
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_name() {
+        assert!(role(&["--frob"]).unwrap_err().to_string().contains("--frob"));
+        assert!(role(&["--listen"]).unwrap_err().to_string().contains("--listen needs a value"));
+        assert!(role(&["--listen", "a", "pull"]).is_err());
+    }
+}

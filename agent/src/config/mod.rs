@@ -1,0 +1,268 @@
+//! The agent's settings, from the kernel command line and from the environment.
+//!
+//! Parsing cannot fail: as PID 1 the agent must come up whatever the command line says, so a malformed value is
+//! reported and its default kept. The settings are made once, in `main`, and passed down.
+
+mod words;
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use nacre_protocol::AGENT_PORT;
+use nacre_protocol::address::Address;
+use tracing::Level;
+
+/// The longest value that a complaint repeats.
+const QUOTED: usize = 80;
+
+/// The largest pipe that can be asked for; the kernel's own limit for a process without CAP_SYS_RESOURCE.
+const MAX_PIPE: usize = 1 << 20;
+
+/// What the agent was told to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The least severe event that is logged.
+    pub log: Level,
+    /// The vsock port on which the log can be had; `None` logs to the console.
+    pub log_vport: Option<u32>,
+    /// Where the agent listens.
+    pub server_addr: Address,
+    /// The size of the containers' output pipes; `None` is the kernel's default.
+    pub container_pipe_size: Option<usize>,
+    /// How long one image may take to be pulled.
+    pub image_pull_timeout: Duration,
+    /// How long to wait for a device that was plugged in.
+    pub hotplug_timeout: Duration,
+    /// The host's vsock port to call once initialisation is done.
+    pub ready_port: Option<u32>,
+    /// Whether the command line asks for the legacy cgroup hierarchies.
+    pub cgroup_v1: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            log: Level::INFO,
+            log_vport: None,
+            server_addr: Address::Vsock { cid: u32::MAX, port: AGENT_PORT },
+            container_pipe_size: None,
+            image_pull_timeout: Duration::from_secs(1200),
+            hotplug_timeout: Duration::from_secs(3),
+            ready_port: None,
+            cgroup_v1: false,
+        }
+    }
+}
+
+/// Something on the command line that the agent did not follow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// How loudly to say it: a value that was ignored is a warning, a key of another program or version is not.
+    pub level: Level,
+    text: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Complaint {}
+
+type Setter = fn(&mut Config, &str) -> Result<(), &'static str>;
+
+/// What each key does. Bare keys come with an empty value.
+const KEYS: &[(&str, Setter)] = &[
+    ("agent.log", |c, v| set(&mut c.log, level(v))),
+    ("agent.log_vport", |c, v| set(&mut c.log_vport, number(v).map(port))),
+    ("agent.server_addr", |c, v| set(&mut c.server_addr, v.parse().map_err(|_| "not an address"))),
+    ("agent.container_pipe_size", |c, v| set(&mut c.container_pipe_size, pipe_size(v))),
+    ("agent.image_pull_timeout", |c, v| set(&mut c.image_pull_timeout, seconds(v))),
+    ("agent.hotplug_timeout", |c, v| set(&mut c.hotplug_timeout, seconds(v))),
+    ("nacre.ready_port", |c, v| set(&mut c.ready_port, number(v).map(port))),
+    // The unified hierarchy is the default here, so what Kata's hosts send to ask for it changes nothing.
+    ("cgroup_no_v1", |_, _| Ok(())),
+    ("systemd.unified_cgroup_hierarchy", |c, v| set(&mut c.cgroup_v1, flag(v).map(|unified| !unified))),
+];
+
+/// The settings that the kernel command line `line` asks for, and what in it was not followed.
+pub fn parse(line: &str) -> (Config, Vec<Complaint>) {
+    let mut config = Config::default();
+    let mut complaints = Vec::new();
+    for word in words::split(line) {
+        let value = word.value.unwrap_or_default();
+        match KEYS.iter().find(|(key, _)| *key == word.key) {
+            Some((key, setter)) => {
+                if let Err(why) = setter(&mut config, value) {
+                    complaints.push(ignored(key, value, why));
+                }
+            }
+            None if word.key.starts_with("agent.") || word.key.starts_with("nacre.") => complaints.push(Complaint {
+                level: Level::DEBUG,
+                text: format!("kernel command line: {} is not known to this agent", quote(word.key)),
+            }),
+            None => {}
+        }
+    }
+    (config, complaints)
+}
+
+impl Config {
+    /// Listen where a person says: the environment's `KATA_AGENT_SERVER_ADDR`, `NACRE_SERVER_ADDR`, then `--listen`, the
+    /// later before the earlier. What is malformed is an error, as there is somebody to read it.
+    pub fn override_server(
+        &mut self,
+        kata: Option<&str>,
+        nacre: Option<&str>,
+        listen: Option<&str>,
+    ) -> Result<(), Complaint> {
+        let named = [("KATA_AGENT_SERVER_ADDR", kata), ("NACRE_SERVER_ADDR", nacre), ("--listen", listen)];
+        let given = named.iter().rev().find_map(|(name, value)| value.map(|v| (name, v)));
+        if let Some((name, value)) = given {
+            self.server_addr = Address::from_str(value)
+                .map_err(|e| Complaint { level: Level::ERROR, text: format!("{name}={}: {e}", quote(value)) })?;
+        }
+        Ok(())
+    }
+}
+
+fn ignored(key: &str, value: &str, why: &str) -> Complaint {
+    Complaint { level: Level::WARN, text: format!("kernel command line: {key}={} ignored: {why}", quote(value)) }
+}
+
+fn quote(value: &str) -> String {
+    value.chars().take(QUOTED).collect::<String>().escape_debug().to_string()
+}
+
+fn set<T>(place: &mut T, value: Result<T, &'static str>) -> Result<(), &'static str> {
+    *place = value?;
+    Ok(())
+}
+
+fn level(value: &str) -> Result<Level, &'static str> {
+    match value {
+        "panic" | "fatal" | "critical" | "error" => Ok(Level::ERROR),
+        "warn" | "warning" => Ok(Level::WARN),
+        "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
+        _ => Err("not a log level (error, warn, info, debug, trace)"),
+    }
+}
+
+fn number(value: &str) -> Result<u32, &'static str> {
+    value.parse().map_err(|_| "not a number")
+}
+
+/// Port 0 is how hosts say "none".
+fn port(number: u32) -> Option<u32> {
+    (number > 0).then_some(number)
+}
+
+fn pipe_size(value: &str) -> Result<Option<usize>, &'static str> {
+    match number(value)? as usize {
+        0 => Ok(None),
+        size if size <= MAX_PIPE => Ok(Some(size)),
+        _ => Err("more than 1 MiB"),
+    }
+}
+
+fn seconds(value: &str) -> Result<Duration, &'static str> {
+    match number(value)? {
+        0 => Err("must be more than 0 seconds"),
+        n => Ok(Duration::from_secs(n.into())),
+    }
+}
+
+fn flag(value: &str) -> Result<bool, &'static str> {
+    match value {
+        "" | "1" | "true" | "yes" | "on" => Ok(true),
+        "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("not a yes or no"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_keys_are_followed() {
+        let (config, complaints) = parse(
+            "console=hvc0 agent.log=debug agent.log_vport=1025 agent.container_pipe_size=65536 agent.image_pull_timeout=7 \
+             agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030",
+        );
+        assert_eq!(complaints, []);
+        let expected = Config {
+            log: Level::DEBUG,
+            log_vport: Some(1025),
+            server_addr: Address::Vsock { cid: u32::MAX, port: 2048 },
+            container_pipe_size: Some(65536),
+            image_pull_timeout: Duration::from_secs(7),
+            hotplug_timeout: Duration::from_secs(9),
+            ready_port: Some(1030),
+            cgroup_v1: false,
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn a_malformed_value_is_reported_and_its_default_kept() {
+        for bad in [
+            "agent.log=loud",
+            "agent.log",
+            "agent.log_vport=-1",
+            "agent.server_addr=http://x",
+            "agent.container_pipe_size=9999999999",
+            "agent.image_pull_timeout=0",
+            "agent.hotplug_timeout=3s",
+            "systemd.unified_cgroup_hierarchy=maybe",
+        ] {
+            let (config, complaints) = parse(bad);
+            assert_eq!(config, Config::default(), "{bad}");
+            assert_eq!(complaints.len(), 1, "{bad}");
+            assert_eq!(complaints[0].level, Level::WARN, "{bad}");
+        }
+    }
+
+    #[test]
+    fn unknown_agent_keys_are_only_worth_a_debug_line() {
+        let (config, complaints) = parse("agent.frob=1 root=/dev/vda");
+        assert_eq!(config, Config::default());
+        assert_eq!(complaints.len(), 1);
+        assert_eq!(complaints[0].level, Level::DEBUG);
+        assert!(complaints[0].to_string().contains("agent.frob"));
+    }
+
+    #[test]
+    fn the_later_of_two_equal_keys_wins() {
+        assert_eq!(parse("agent.log=debug agent.log=warn").0.log, Level::WARN);
+    }
+
+    #[test]
+    fn arguments_win_over_the_environment_and_it_over_the_command_line() {
+        let mut config = parse("agent.server_addr=vsock://-1:1").0;
+        config.override_server(Some("unix:///a"), Some("unix:///b"), Some("unix:///c")).unwrap();
+        assert_eq!(config.server_addr, "unix:///c".parse().unwrap());
+        config.override_server(Some("unix:///a"), Some("unix:///b"), None).unwrap();
+        assert_eq!(config.server_addr, "unix:///b".parse().unwrap());
+        config.override_server(None, None, None).unwrap();
+        assert_eq!(config.server_addr, "unix:///b".parse().unwrap());
+        let complaint = config.override_server(None, None, Some("nonsense")).unwrap_err();
+        assert!(complaint.to_string().starts_with("--listen=nonsense: "), "{complaint}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_command_line_makes_it_fail(line in "\\PC*") {
+            parse(&line);
+        }
+
+        #[test]
+        fn no_value_makes_it_fail(key in 0..KEYS.len(), value in "\\PC{0,20}") {
+            parse(&format!("{}={value}", KEYS[key].0));
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! One container: its engine, its processes, and the storages that go with it.
+//!
+//! This is the only place that talks to the container engine. The engine's calls block, so they run on the blocking pool; nothing here
+//! holds a lock across an await. What a call made and nobody waits for any more is undone when its value is dropped.
+
+pub mod process;
+pub mod spec;
+pub mod stream;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use nacre_jail::{Io, Plan};
+use oci_spec::runtime;
+use tokio::task::spawn_blocking;
+
+use crate::storage::{self, Prepared};
+use process::{Handle, Process};
+use stream::Pipes;
+
+/// The most processes of one container that are kept, live and exited.
+const MAX_PROCESSES: usize = 512;
+
+/// How many exited processes are remembered after somebody has waited for them, so that a second wait gets the same answer.
+const REMEMBERED: usize = 32;
+
+/// How long the end of a killed container is waited for before its cgroup is removed all the same.
+const KILL_WITHIN: Duration = Duration::from_secs(10);
+
+/// SIGKILL of signal(7).
+const SIGKILL: i32 = 9;
+
+/// An operation on a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The specification makes no sense.
+    #[error("{0}: {1}")]
+    Spec(&'static str, &'static str),
+    /// The pulled image's root can't be opened.
+    #[error("open the root file system {path:?}")]
+    Rootfs {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// What the image says of its process can't be followed.
+    #[error("take the process from the image config")]
+    Merge(#[source] nacre_pull::merge::Error),
+    /// The engine's word.
+    #[error(transparent)]
+    Engine(#[from] nacre_jail::Error),
+    /// A stream could not be made, read or written.
+    #[error("{act}")]
+    Stream {
+        /// What was tried.
+        act: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The stream is closed or was never there.
+    #[error("cannot get stream {0}")]
+    NoStream(&'static str),
+    /// No such process.
+    #[error("process not found: container {container} has no process {exec:?}")]
+    NoProcess {
+        /// The container.
+        container: String,
+        /// The process.
+        exec: String,
+    },
+    /// The name is taken.
+    #[error("exec_id {0:?} already exists")]
+    Exists(String),
+    /// The container has as many processes as it may.
+    #[error("the container has {MAX_PROCESSES} processes already")]
+    TooMany,
+    /// The process has no terminal.
+    #[error("no tty")]
+    NoTerminal,
+    /// The container is being removed.
+    #[error("the container is being removed")]
+    Gone,
+    /// A storage was not released.
+    #[error("release the container's storages")]
+    Release(#[source] storage::Error),
+    /// A task of ours was ended.
+    #[error("a task was ended before it was done")]
+    Task,
+}
+
+/// The engine's container, until it is deleted.
+#[derive(Debug)]
+pub struct Engine(RwLock<Option<nacre_jail::Container>>);
+
+impl Engine {
+    fn with<T>(&self, act: impl FnOnce(&nacre_jail::Container) -> Result<T, nacre_jail::Error>) -> Result<T, Error> {
+        let container = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(act(container.as_ref().ok_or(Error::Gone)?)?)
+    }
+
+    /// As [`Engine::with`], without waiting for whoever deletes the container.
+    fn try_with<T>(
+        &self,
+        act: impl FnOnce(&nacre_jail::Container) -> Result<T, nacre_jail::Error>,
+    ) -> Result<T, Error> {
+        let container = self.0.try_read().map_err(|_| Error::Gone)?;
+        Ok(act(container.as_ref().ok_or(Error::Gone)?)?)
+    }
+
+    /// Waits for calls that are under way.
+    fn delete(&self) -> Result<(), Error> {
+        let container = self.0.write().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(container.map_or(Ok(()), nacre_jail::Container::delete)?)
+    }
+}
+
+/// The agent's ends of a process's streams.
+#[derive(Debug)]
+pub enum Ends {
+    /// Standard input, output and error.
+    Pipes([OwnedFd; 3]),
+    /// The master of its terminal.
+    Terminal(OwnedFd),
+}
+
+/// A container that the engine has made and that is not known to the sandbox yet. Dropping it unmakes it: first the container, then
+/// what it stands on.
+#[derive(Debug)]
+pub struct Made {
+    engine: nacre_jail::Container,
+    ends: Ends,
+    storages: Prepared,
+}
+
+impl Made {
+    /// Make the container `id`. Blocks.
+    pub fn new(
+        id: &str,
+        mut spec: runtime::Spec,
+        namespaces: &spec::Namespaces,
+        storages: Prepared,
+        bundle: &Path,
+        pipe_size: Option<usize>,
+    ) -> Result<Made, Error> {
+        spec::join(&mut spec, namespaces)?;
+        if let (Some(image), Some(rootfs)) = (storages.image(), storages.rootfs()) {
+            spec::merge_image(&mut spec, &image.config, rootfs)?;
+        }
+        let process = spec.process().as_ref().ok_or(Error::Spec("process", "is missing"))?;
+        let (io, ours) = streams(process, pipe_size)?;
+        let engine = nacre_jail::Container::create(Plan::new(id, &spec, bundle)?, io)?;
+        let ends = ends(ours, engine.init())?;
+        Ok(Made { engine, ends, storages })
+    }
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    engine: Arc<Engine>,
+    init: Arc<Process>,
+    execs: Mutex<Vec<(String, Slot)>>,
+    storages: Mutex<Option<Prepared>>,
+    pipe_size: Option<usize>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Making,
+    Live(Arc<Process>),
+}
+
+impl Container {
+    /// Take over what was made.
+    pub fn new(id: &str, made: Made, pipe_size: Option<usize>) -> Result<Arc<Container>, Error> {
+        let Made { engine, ends, storages } = made;
+        let engine = Arc::new(Engine(RwLock::new(Some(engine))));
+        let init = Process::watch(Handle::Init(engine.clone()), ends)?;
+        Ok(Arc::new(Container {
+            id: id.into(),
+            engine,
+            init,
+            execs: Mutex::default(),
+            storages: Mutex::new(Some(storages)),
+            pipe_size,
+        }))
+    }
+
+    /// The first process's number in the guest.
+    pub fn pid(&self) -> i32 {
+        self.init.pid()
+    }
+
+    /// Let the first process run its program.
+    pub async fn start(&self) -> Result<(), Error> {
+        self.blocking(|engine| engine.with(nacre_jail::Container::start)).await
+    }
+
+    /// The counters of its cgroup.
+    pub async fn stats(&self) -> Result<nacre_jail::Stats, Error> {
+        self.blocking(|engine| engine.with(nacre_jail::Container::stats)).await
+    }
+
+    /// The process that is called `exec`; hosts call the first one nothing, or as its container.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>, Error> {
+        if exec.is_empty() || exec == self.id {
+            return Ok(self.init.clone());
+        }
+        match lock(&self.execs).iter().find(|(id, _)| id == exec) {
+            Some((_, Slot::Live(process))) => Ok(process.clone()),
+            _ => Err(Error::NoProcess { container: self.id.clone(), exec: exec.into() }),
+        }
+    }
+
+    /// Run one more process.
+    pub async fn exec(self: &Arc<Self>, exec: &str, process: runtime::Process) -> Result<(), Error> {
+        let name = self.reserve(exec)?;
+        let pipe_size = self.pipe_size;
+        let made = self.blocking(move |engine| {
+            let (io, ours) = streams(&process, pipe_size)?;
+            let stray = Stray(Some(engine.with(|container| container.exec(&process, io))?));
+            let ends = stray.0.as_ref().map(|process| ends(ours, process)).ok_or(Error::Task)??;
+            Ok((stray, ends))
+        });
+        let (mut stray, ends) = made.await?;
+        let process = stray.0.take().ok_or(Error::Task)?;
+        name.fill(Process::watch(Handle::Exec(process), ends)?);
+        Ok(())
+    }
+
+    /// Send `signal` as the host asked for it: to one process, or to all when none is named and it is the one that none survives.
+    pub async fn signal(&self, exec: &str, signal: i32) -> Result<(), Error> {
+        if exec.is_empty() && signal == SIGKILL {
+            return self.blocking(move |engine| engine.with(|container| container.signal_all(signal))).await;
+        }
+        let process = self.process(exec)?;
+        process.signal(signal, Arc::ptr_eq(&process, &self.init))
+    }
+
+    /// Kill everything, and undo what creating the container made, to the end whatever fails on the way.
+    pub async fn remove(&self) -> Result<(), Error> {
+        let killed = self.blocking(|engine| engine.with(|container| container.signal_all(SIGKILL))).await;
+        if tokio::time::timeout(KILL_WITHIN, self.init.exited()).await.is_err() {
+            tracing::warn!(container = self.id, "a killed container has not ended");
+        }
+        let storages = lock(&self.storages).take();
+        let deleted = self.blocking(move |engine| {
+            let deleted = engine.delete();
+            deleted.and(storages.map_or(Ok(()), Prepared::release).map_err(Error::Release))
+        });
+        match (killed, deleted.await) {
+            (Err(Error::Gone), deleted) | (Ok(()), deleted) => deleted,
+            (killed, Ok(())) => killed,
+            (_, deleted) => deleted,
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Engine) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let engine = self.engine.clone();
+        spawn_blocking(move || act(&engine)).await.map_err(|_| Error::Task)?
+    }
+
+    fn reserve(self: &Arc<Self>, exec: &str) -> Result<Name, Error> {
+        let mut execs = lock(&self.execs);
+        if exec == self.id || execs.iter().any(|(id, _)| id == exec) {
+            return Err(Error::Exists(exec.into()));
+        }
+        forget(&mut execs, REMEMBERED, Process::is_over);
+        forget(&mut execs, MAX_PROCESSES / 2, Process::is_waited_for);
+        if execs.len() >= MAX_PROCESSES {
+            return Err(Error::TooMany);
+        }
+        execs.push((exec.into(), Slot::Making));
+        Ok(Name { container: self.clone(), exec: exec.into(), filled: false })
+    }
+}
+
+/// Keep at most `keep` of the processes for which `dispensable` holds, the youngest.
+fn forget(execs: &mut Vec<(String, Slot)>, keep: usize, dispensable: fn(&Process) -> bool) {
+    let is = |slot: &Slot| matches!(slot, Slot::Live(process) if dispensable(process));
+    let mut excess = execs.iter().filter(|(_, slot)| is(slot)).count().saturating_sub(keep);
+    execs.retain(|(_, slot)| {
+        let goes = excess > 0 && is(slot);
+        excess -= usize::from(goes);
+        !goes
+    });
+}
+
+/// A process's name while the process is being made. Dropping it gives the name back.
+struct Name {
+    container: Arc<Container>,
+    exec: String,
+    filled: bool,
+}
+
+impl Name {
+    fn fill(mut self, process: Arc<Process>) {
+        self.filled = true;
+        let mut execs = lock(&self.container.execs);
+        if let Some((_, slot)) = execs.iter_mut().find(|(id, _)| *id == self.exec) {
+            *slot = Slot::Live(process);
+        }
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if !self.filled {
+            lock(&self.container.execs).retain(|(id, _)| *id != self.exec);
+        }
+    }
+}
+
+/// A process that nobody holds yet. Dropping it ends the process.
+struct Stray(Option<nacre_jail::Process>);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        if let Some(process) = self.0.take() {
+            let _ = process.signal(SIGKILL); // it may have ended
+            let _ = process.wait();
+        }
+    }
+}
+
+fn streams(process: &runtime::Process, pipe_size: Option<usize>) -> Result<(Io, Option<[OwnedFd; 3]>), Error> {
+    if process.terminal().unwrap_or(false) {
+        let size = process.console_size().map(|size| (cells(size.width()), cells(size.height())));
+        return Ok((Io::Terminal { size }, None));
+    }
+    let pipes = Pipes::new(pipe_size).map_err(|source| Error::Stream { act: "make pipes", source })?;
+    let Pipes { theirs: [stdin, stdout, stderr], ours } = pipes;
+    Ok((Io::Pipes { stdin, stdout, stderr }, Some(ours)))
+}
+
+fn ends(ours: Option<[OwnedFd; 3]>, process: &nacre_jail::Process) -> Result<Ends, Error> {
+    match ours {
+        Some(pipes) => Ok(Ends::Pipes(pipes)),
+        None => Ok(Ends::Terminal(process.take_terminal().ok_or(Error::NoTerminal)?)),
+    }
+}
+
+fn cells(number: u64) -> u16 {
+    u16::try_from(number).unwrap_or(u16::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one call, so a holder that panicked left a whole value.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

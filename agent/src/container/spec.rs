@@ -1,0 +1,153 @@
+//! What the agent changes in a specification before the engine sees it.
+//!
+//! The host describes the container; the guest knows which namespaces its pod shares, and where the image it pulled is. Annotations of
+//! ours begin with `dev.nacre.`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use nacre_pull::merge::{self, ArgsRule};
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, RootBuilder, Spec};
+
+use super::Error;
+
+/// What the process's arguments in the specification are: `full` (the default) or `cmd`.
+const ARGS: &str = "dev.nacre.process.args";
+
+/// `user[:group]`, in place of the image's.
+const USER: &str = "dev.nacre.process.user";
+
+/// The longest of our annotations' values.
+const MAX_VALUE: usize = 256;
+
+/// The namespaces that a container is to be in, by path.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// The pod's, if it has one.
+    pub ipc: Option<PathBuf>,
+    /// The pod's, if it has one.
+    pub uts: Option<PathBuf>,
+    /// The pod's, if its containers share one; `None` is a new one.
+    pub pid: Option<PathBuf>,
+}
+
+/// Put the container into `namespaces`. A PID namespace it always has; the host's word counts for the others.
+pub fn join(spec: &mut Spec, namespaces: &Namespaces) -> Result<(), Error> {
+    let linux = spec.linux_mut().as_mut().ok_or(Error::Spec("linux", "is missing"))?;
+    let list = linux.namespaces_mut().get_or_insert_default();
+    list.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
+    for namespace in list.iter_mut() {
+        let shared = match namespace.typ() {
+            LinuxNamespaceType::Ipc => &namespaces.ipc,
+            LinuxNamespaceType::Uts => &namespaces.uts,
+            _ => continue,
+        };
+        if shared.is_some() {
+            namespace.set_path(shared.clone());
+        }
+    }
+    let mut pid = LinuxNamespace::default();
+    pid.set_typ(LinuxNamespaceType::Pid).set_path(namespaces.pid.clone());
+    list.push(pid);
+    let joins = |kind| list.iter().any(|namespace| namespace.typ() == kind && namespace.path().is_some());
+    let has = |kind| list.iter().any(|namespace| namespace.typ() == kind);
+    // A shared host name is the pod's, and a guest's own is not a container's to set.
+    if joins(LinuxNamespaceType::Uts) || !has(LinuxNamespaceType::Uts) {
+        spec.set_hostname(None);
+        spec.set_domainname(None);
+    }
+    Ok(())
+}
+
+/// Take from a pulled image what the host left open: its root, and what its config says of the process.
+pub fn merge_image(spec: &mut Spec, config: &ImageConfiguration, rootfs: &Path) -> Result<(), Error> {
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let rule = args_rule(&annotations)?;
+    let user = annotation(&annotations, USER)?;
+    let readonly = spec.root().as_ref().and_then(|root| root.readonly());
+    let root = RootBuilder::default().path(rootfs).readonly(readonly.unwrap_or(false)).build();
+    spec.set_root(Some(root.map_err(|_| Error::Spec("root", "can't be built"))?));
+    let process = spec.process_mut().as_mut().ok_or(Error::Spec("process", "is missing"))?;
+    let directory = std::fs::File::open(rootfs).map_err(|source| Error::Rootfs { path: rootfs.into(), source })?;
+    let mut config = config.clone();
+    if let Some(user) = user {
+        let mut inner = config.config().clone().unwrap_or_default();
+        inner.set_user(Some(user.into()));
+        config.set_config(Some(inner));
+    }
+    merge::process(&config, process, rule, std::os::fd::AsFd::as_fd(&directory)).map_err(Error::Merge)
+}
+
+fn args_rule(annotations: &HashMap<String, String>) -> Result<ArgsRule, Error> {
+    match annotation(annotations, ARGS)? {
+        None | Some("full") => Ok(ArgsRule::Full),
+        Some("cmd") => Ok(ArgsRule::ReplaceCmd),
+        Some(_) => Err(Error::Spec(ARGS, "is neither \"full\" nor \"cmd\"")),
+    }
+}
+
+fn annotation<'a>(annotations: &'a HashMap<String, String>, key: &'static str) -> Result<Option<&'a str>, Error> {
+    match annotations.get(key).map(String::as_str) {
+        Some(value) if value.len() > MAX_VALUE => Err(Error::Spec(key, "is too long")),
+        value => Ok(value.filter(|value| !value.is_empty())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &[LinuxNamespaceType]) -> Spec {
+        let mut spec = Spec::default();
+        spec.set_hostname(Some("box".into()));
+        let list = namespaces.iter().map(|typ| {
+            let mut namespace = LinuxNamespace::default();
+            namespace.set_typ(*typ).set_path(None);
+            namespace
+        });
+        let list = list.collect();
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_namespaces(Some(list));
+        }
+        spec
+    }
+
+    fn path_of(spec: &Spec, kind: LinuxNamespaceType) -> Option<Option<PathBuf>> {
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
+        namespaces.iter().find(|namespace| namespace.typ() == kind).map(|namespace| namespace.path().clone())
+    }
+
+    #[test]
+    fn a_container_joins_its_pod_and_gets_a_pid_namespace() {
+        use LinuxNamespaceType::{Ipc, Mount, Network, Pid, Uts};
+        let mut spec = spec(&[Mount, Ipc, Uts]);
+        let namespaces = Namespaces { ipc: Some("/i".into()), uts: Some("/u".into()), pid: None };
+        join(&mut spec, &namespaces).unwrap();
+        assert_eq!(path_of(&spec, Ipc), Some(Some("/i".into())));
+        assert_eq!(path_of(&spec, Uts), Some(Some("/u".into())));
+        assert_eq!(path_of(&spec, Pid), Some(None));
+        assert_eq!(path_of(&spec, Network), None);
+        assert_eq!(spec.hostname().as_deref(), None);
+    }
+
+    #[test]
+    fn without_a_pod_a_container_has_namespaces_and_a_name_of_its_own() {
+        use LinuxNamespaceType::{Mount, Pid, Uts};
+        let mut spec = spec(&[Mount, Uts, Pid]);
+        join(&mut spec, &Namespaces { pid: Some("/p".into()), ..Namespaces::default() }).unwrap();
+        assert_eq!(path_of(&spec, Pid), Some(Some("/p".into())));
+        assert_eq!(path_of(&spec, Uts), Some(None));
+        assert_eq!(spec.hostname().as_deref(), Some("box"));
+    }
+
+    #[test]
+    fn our_annotations_are_judged() {
+        let rule = |value: &str| args_rule(&[(ARGS.to_string(), value.to_string())].into());
+        assert!(matches!(rule("cmd"), Ok(ArgsRule::ReplaceCmd)));
+        assert!(matches!(rule("full"), Ok(ArgsRule::Full)));
+        assert!(matches!(args_rule(&HashMap::new()), Ok(ArgsRule::Full)));
+        assert!(rule("both").is_err());
+        assert!(rule(&"x".repeat(300)).is_err());
+    }
+}

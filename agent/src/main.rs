@@ -1,0 +1,39 @@
+//! `nacre-agent`: picks its job and does it.
+
+use std::process::ExitCode;
+
+use nacre_agent::args::{self, Role, Settings};
+use nacre_agent::boot::Boot;
+use nacre_agent::init;
+use nacre_agent::server::{self, Start};
+
+fn main() -> ExitCode {
+    let boot = Boot::begin();
+    let role = match args::parse(std::process::id(), std::env::args_os().skip(1)) {
+        Ok(role) => role,
+        Err(error) => return say(&mut std::io::stderr(), &format!("nacre-agent: {error}\n"), ExitCode::from(2)),
+    };
+    let start = match role {
+        Role::Pull => return nacre_pull::worker::main(),
+        Role::Version => {
+            let version = concat!("nacre-agent ", env!("CARGO_PKG_VERSION"), "\n");
+            return say(&mut std::io::stdout(), version, ExitCode::SUCCESS);
+        }
+        Role::Help => return say(&mut std::io::stdout(), args::HELP, ExitCode::SUCCESS),
+        Role::Init => Start { boot, guest: Some(init::run()), settings: Settings::default() },
+        Role::Agent(settings) => Start { boot, guest: None, settings },
+    };
+    match server::run(start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            say(&mut std::io::stderr(), &format!("nacre-agent: {error:#}\n"), ExitCode::FAILURE)
+        }
+    }
+}
+
+fn say(to: &mut impl std::io::Write, text: &str, code: ExitCode) -> ExitCode {
+    // Nobody is left to hear that nobody listens.
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+    code
+}

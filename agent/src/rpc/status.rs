@@ -1,0 +1,119 @@
+//! Errors as ttRPC codes, in one total match for each kind of error.
+//!
+//! Hosts depend on some of them: NOT_FOUND means that a process is gone and nothing else, UNIMPLEMENTED that an agent is older than its
+//! host.
+
+use ttrpc::Code;
+
+use crate::storage::pull::AccessError;
+use crate::{container, copy_file, guest, metrics, network, policy, sandbox, storage};
+
+/// Whatever a request can end in.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// This method is not offered.
+    #[error("{0} is not implemented by this agent")]
+    Unimplemented(&'static str),
+    /// A task of ours was ended.
+    #[error("a task was ended before it was done")]
+    Task,
+    /// The policy says no.
+    #[error(transparent)]
+    Denied(#[from] policy::Denied),
+    /// The pod.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    /// A container.
+    #[error(transparent)]
+    Container(#[from] container::Error),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    /// A file to be copied.
+    #[error(transparent)]
+    CopyFile(#[from] copy_file::Error),
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] guest::ClockError),
+    /// Entropy.
+    #[error(transparent)]
+    Entropy(#[from] guest::EntropyError),
+    /// The guest's details.
+    #[error(transparent)]
+    Details(#[from] guest::DetailsError),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] metrics::Error),
+    /// How to reach a registry.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+}
+
+impl Error {
+    /// The code that the host sees.
+    pub fn code(&self) -> Code {
+        match self {
+            Error::Unimplemented(_) => Code::UNIMPLEMENTED,
+            Error::Task | Error::Metrics(_) | Error::Details(_) => Code::INTERNAL,
+            Error::Denied(_) => Code::PERMISSION_DENIED,
+            Error::Sandbox(error) => of_sandbox(error),
+            Error::Container(error) => of_container(error),
+            Error::Network(error) => invalid_or_internal(error.is_invalid()),
+            Error::CopyFile(error) => invalid_or_internal(error.is_invalid()),
+            Error::Clock(error) => invalid_or_internal(error.is_invalid()),
+            Error::Entropy(error) => invalid_or_internal(error.is_invalid()),
+            Error::Access(_) => Code::INVALID_ARGUMENT,
+        }
+    }
+}
+
+fn of_sandbox(error: &sandbox::Error) -> Code {
+    match error {
+        sandbox::Error::Invalid(_) | sandbox::Error::Convert(_) | sandbox::Error::NoContainer(_) => {
+            Code::INVALID_ARGUMENT
+        }
+        sandbox::Error::Unsupported(_) => Code::UNIMPLEMENTED,
+        sandbox::Error::Exists(_) => Code::ALREADY_EXISTS,
+        sandbox::Error::TooMany => Code::RESOURCE_EXHAUSTED,
+        sandbox::Error::RemovalTakesLong { .. } => Code::DEADLINE_EXCEEDED,
+        sandbox::Error::Container(error) => of_container(error),
+        sandbox::Error::Storage(error) => of_storage(error),
+        sandbox::Error::System { .. } | sandbox::Error::Task => Code::INTERNAL,
+    }
+}
+
+fn of_container(error: &container::Error) -> Code {
+    match error {
+        container::Error::Spec(..) | container::Error::Merge(_) => Code::INVALID_ARGUMENT,
+        container::Error::NoProcess { .. } => Code::NOT_FOUND,
+        container::Error::Exists(_) => Code::ALREADY_EXISTS,
+        container::Error::TooMany => Code::RESOURCE_EXHAUSTED,
+        container::Error::NoTerminal => Code::UNAVAILABLE,
+        container::Error::Gone => Code::FAILED_PRECONDITION,
+        container::Error::Engine(error) => of_engine(error),
+        container::Error::Release(error) => of_storage(error),
+        container::Error::Rootfs { .. }
+        | container::Error::Stream { .. }
+        | container::Error::NoStream(_)
+        | container::Error::Task => Code::INTERNAL,
+    }
+}
+
+fn of_engine(error: &nacre_jail::Error) -> Code {
+    match error {
+        nacre_jail::Error::Ended | nacre_jail::Error::State(_) => Code::FAILED_PRECONDITION,
+        error => invalid_or_internal(error.is_invalid()),
+    }
+}
+
+fn of_storage(error: &storage::Error) -> Code {
+    match error {
+        error if error.is_unimplemented() => Code::UNIMPLEMENTED,
+        error if error.is_deadline() => Code::DEADLINE_EXCEEDED,
+        error => invalid_or_internal(error.is_invalid()),
+    }
+}
+
+fn invalid_or_internal(is_invalid: bool) -> Code {
+    if is_invalid { Code::INVALID_ARGUMENT } else { Code::INTERNAL }
+}

@@ -1,0 +1,92 @@
+//! The gate and the services behind it, without a socket.
+
+use std::collections::HashMap;
+
+use nacre_protocol::agent::{
+    GetOOMEventRequest, ListRoutesRequest, RemoveContainerRequest, StartContainerRequest, WaitProcessRequest,
+};
+use nacre_protocol::agent_ttrpc::AgentService;
+use nacre_protocol::health::CheckRequest;
+use nacre_protocol::health_ttrpc::Health;
+use ttrpc::Code;
+use ttrpc::r#async::TtrpcContext;
+
+use super::*;
+use crate::sandbox::Settings;
+use crate::storage::pull::Pulls;
+
+fn services(policy: Policy) -> (Services, watch::Sender<bool>) {
+    let (sender, ready) = watch::channel(true);
+    let settings = Settings { pipe_size: None, scratch: "/nonexistent".into() };
+    let services = Services {
+        policy,
+        ready,
+        sandbox: Sandbox::new(settings, Pulls::for_tests()),
+        boot: Arc::new(Boot::begin()),
+        metrics: Metrics::new(),
+        init_daemon: false,
+        hotplug_timeout: Duration::from_secs(1),
+    };
+    (services, sender)
+}
+
+fn context() -> TtrpcContext {
+    TtrpcContext {
+        mh: ttrpc::MessageHeader::default(),
+        metadata: HashMap::new(),
+        timeout_nano: 0,
+        connection_data: Arc::default(),
+    }
+}
+
+fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
+    match result.unwrap_err() {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message().into()),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_offered_is_unimplemented_and_never_not_found() {
+    let (services, _ready) = services(Policy::AllowAll);
+    let (code, text) = code(services.get_oom_event(&context(), GetOOMEventRequest::new()).await);
+    assert_eq!((code, text.as_str()), (Code::UNIMPLEMENTED, "GetOOMEvent is not implemented by this agent"));
+}
+
+#[tokio::test]
+async fn a_denied_request_reaches_no_handler_and_health_is_not_judged() {
+    let (services, _ready) = services(Policy::DenyAll);
+    let (code, text) = code(services.list_routes(&context(), ListRoutesRequest::new()).await);
+    assert_eq!(code, Code::PERMISSION_DENIED);
+    assert!(text.contains("is blocked by policy"), "{text}");
+    assert!(services.check(&context(), CheckRequest::new()).await.is_ok());
+}
+
+#[tokio::test]
+async fn unknown_containers_are_the_callers_mistake() {
+    let (services, _ready) = services(Policy::AllowAll);
+    let request = WaitProcessRequest { container_id: "x".into(), ..WaitProcessRequest::new() };
+    assert_eq!(code(services.wait_process(&context(), request).await).0, Code::INVALID_ARGUMENT);
+    let request = StartContainerRequest { container_id: "x".into(), ..StartContainerRequest::new() };
+    assert_eq!(code(services.start_container(&context(), request).await).0, Code::INVALID_ARGUMENT);
+    let request = RemoveContainerRequest { container_id: "x".into(), ..RemoveContainerRequest::new() };
+    let (_, text) = code(services.remove_container(&context(), request).await);
+    assert!(text.contains("not found"), "{text}"); // hosts take that for "removed already"
+}
+
+#[tokio::test]
+async fn requests_wait_until_the_guest_is_up() {
+    let (mut services, _ready) = services(Policy::AllowAll);
+    let (sender, ready) = watch::channel(false);
+    services.ready = ready;
+    let context = context();
+    let request = services.list_routes(&context, ListRoutesRequest::new());
+    let waited = tokio::select! {
+        biased;
+        _ = request => false,
+        () = tokio::task::yield_now() => true,
+    };
+    assert!(waited);
+    sender.send_replace(true);
+    assert!(services.list_routes(&context, ListRoutesRequest::new()).await.is_ok());
+}

@@ -1,0 +1,394 @@
+//! The pod: what its containers share, and which containers there are.
+//!
+//! [`Sandbox`] is the one owner of that state, held under short locks that no await sees. A container's name is taken before anything
+//! else is done for it and given back when that fails, so that two requests for one name can't meet half-way.
+
+mod id;
+mod names;
+mod namespaces;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nacre_protocol::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest};
+use nacre_protocol::convert::{self, ConvertError};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use crate::container::process::Process;
+use crate::container::spec::Namespaces;
+use crate::container::{self, Container, Made};
+use crate::storage::pull::Pulls;
+use crate::storage::{self, Mounts, Prepared};
+
+pub use id::ContainerId;
+
+/// The most containers of one pod.
+const MAX_CONTAINERS: usize = 256;
+
+/// The longest name of a process.
+const MAX_EXEC_ID: usize = 255;
+
+/// Where hosts expect what belongs to the pod.
+const RUN: &str = "/run/kata-containers";
+
+/// What the pod's own storages belong to; no container can have that name.
+const OWNER: &str = ".sandbox";
+
+/// A request to the pod failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// What is asked for is not offered.
+    #[error("{0} are not supported by this agent")]
+    Unsupported(&'static str),
+    /// A message does not convert.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// No such container.
+    #[error("Invalid container id: container {0:?} not found")]
+    NoContainer(String),
+    /// The name is taken.
+    #[error("container {0:?} already exists")]
+    Exists(String),
+    /// There are as many containers as there may be.
+    #[error("there are {MAX_CONTAINERS} containers already")]
+    TooMany,
+    /// The removal goes on behind the caller's back.
+    #[error("remove container {container:?}: not done after {seconds} s (ETIME); it goes on")]
+    RemovalTakesLong {
+        /// The container.
+        container: String,
+        /// The caller's limit.
+        seconds: u32,
+    },
+    /// A container's own errors.
+    #[error(transparent)]
+    Container(#[from] container::Error),
+    /// A storage's own errors.
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    /// The pod's namespaces or names could not be set up.
+    #[error("{act}")]
+    System {
+        /// What was tried.
+        act: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A task of ours was ended.
+    #[error("a task was ended before it was done")]
+    Task,
+}
+
+impl Error {
+    fn system(act: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+        move |source| Error::System { act: act.into(), source }
+    }
+}
+
+/// What holds for every container.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The size of output pipes.
+    pub pipe_size: Option<usize>,
+    /// A directory on tmpfs for what containers write to their images.
+    pub scratch: PathBuf,
+}
+
+/// The pod.
+#[derive(Debug)]
+pub struct Sandbox {
+    settings: Settings,
+    mounts: Arc<Mounts>,
+    pulls: Arc<Pulls>,
+    containers: Mutex<BTreeMap<String, Slot>>,
+    shared: Mutex<Shared>,
+    stopped: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Making,
+    Live(Arc<Container>),
+    Removing,
+}
+
+/// What the containers share.
+#[derive(Debug, Default)]
+struct Shared {
+    namespaces: Option<namespaces::Pod>,
+    pid: Option<namespaces::Namespace>,
+    storages: Vec<Prepared>,
+}
+
+impl Sandbox {
+    /// A pod without containers.
+    pub fn new(settings: Settings, pulls: Arc<Pulls>) -> Arc<Sandbox> {
+        Arc::new(Sandbox {
+            settings,
+            mounts: Mounts::new(),
+            pulls,
+            containers: Mutex::default(),
+            shared: Mutex::default(),
+            stopped: watch::channel(false).0,
+        })
+    }
+
+    /// The pulls of all containers.
+    pub fn pulls(&self) -> &Arc<Pulls> {
+        &self.pulls
+    }
+
+    /// How many containers there are.
+    pub fn count(&self) -> usize {
+        lock(&self.containers).len()
+    }
+
+    /// Waits until the pod has been destroyed.
+    pub async fn stopped(&self) {
+        // The sender is `self`'s.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await.map(drop);
+    }
+
+    /// Set up what the containers are to share. A second call changes the host name and adds storages.
+    pub async fn create(&self, request: CreateSandboxRequest) -> Result<(), Error> {
+        if !request.kernel_modules.is_empty() {
+            return Err(Error::Unsupported("kernel modules"));
+        }
+        names::check_hostname(&request.hostname).map_err(Error::Invalid)?;
+        let resolv_conf = names::resolv_conf(&request.dns).map_err(Error::Invalid)?;
+        fs::create_dir_all(RUN).map_err(Error::system(format!("make directory {RUN}")))?;
+        let storages = storage::prepare(&request.storages, &self.context(OWNER)).await?;
+        let (hostname, is_new) = (request.hostname.clone(), lock(&self.shared).namespaces.is_none());
+        let namespaces = spawn_blocking(move || {
+            if let Some(text) = resolv_conf {
+                names::set_resolv_conf(&text).map_err(Error::system("set /etc/resolv.conf"))?;
+            }
+            match is_new || !hostname.is_empty() {
+                true => namespaces::Pod::new(&hostname).map(Some).map_err(Error::system("make the pod's namespaces")),
+                false => Ok(None),
+            }
+        });
+        let namespaces = namespaces.await.map_err(|_| Error::Task)??;
+        let mut shared = lock(&self.shared);
+        shared.storages.push(storages);
+        if namespaces.is_some() {
+            shared.namespaces = namespaces;
+        }
+        tracing::info!(sandbox = request.sandbox_id, hostname = request.hostname, "sandbox created");
+        Ok(())
+    }
+
+    /// Remove every container and what they shared. The agent's end follows.
+    pub async fn destroy(self: &Arc<Self>) -> Result<(), Error> {
+        let ids: Vec<String> = lock(&self.containers).keys().cloned().collect();
+        let mut removals = tokio::task::JoinSet::new();
+        for id in ids {
+            match self.take(&id) {
+                Ok(removal) => drop(removals.spawn(removal.run())),
+                Err(error) => tracing::debug!(error = crate::chain(&error), "not removed twice"),
+            }
+        }
+        let mut result = Ok(());
+        while let Some(removed) = removals.join_next().await {
+            result = result.and(removed.unwrap_or(Err(Error::Task)));
+        }
+        let shared = std::mem::take(&mut *lock(&self.shared));
+        let released = spawn_blocking(move || {
+            shared.storages.into_iter().rev().fold(Ok(()), |result, storages| result.and(storages.release()))
+        });
+        result = result.and(released.await.map_err(|_| Error::Task)?.map_err(Error::from));
+        tracing::info!("sandbox destroyed");
+        self.stopped.send_replace(true);
+        result
+    }
+
+    /// Make a container, up to its start gate. Dropping the future unmakes it.
+    pub async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), Error> {
+        let id = ContainerId::parse(&request.container_id).map_err(Error::Invalid)?;
+        refuse_unsupported(&request)?;
+        let spec = request.OCI.as_ref().ok_or_else(|| Error::Invalid("OCI: is missing".into()))?;
+        let spec = convert::spec_to_oci(spec)?;
+        let name = self.reserve(&id)?;
+        let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;
+        let namespaces = self.namespaces(request.sandbox_pidns)?;
+        let (bundle, pipe_size) = (Path::new(RUN).join(id.as_str()), self.settings.pipe_size);
+        // The name goes along: it must not be free before what was made is gone, should nobody wait for it any more.
+        let made = spawn_blocking(move || {
+            fs::create_dir_all(RUN).map_err(Error::system(format!("make directory {RUN}")))?;
+            let made = Made::new(name.id.as_str(), spec, &namespaces, storages, &bundle, pipe_size)?;
+            Ok::<_, Error>((made, name))
+        });
+        let (made, name) = made.await.map_err(|_| Error::Task)??;
+        let container = Container::new(id.as_str(), made, pipe_size)?;
+        if request.sandbox_pidns {
+            let pid =
+                namespaces::Namespace::of(container.pid(), "pid").map_err(Error::system("open a PID namespace"))?;
+            lock(&self.shared).pid.get_or_insert(pid);
+        }
+        name.fill(container);
+        tracing::info!(container = id.as_str(), "container created");
+        Ok(())
+    }
+
+    /// Run a container's program.
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        self.container(id)?.start().await?;
+        tracing::info!(container = id, "container started");
+        Ok(())
+    }
+
+    /// Remove a container; `timeout` seconds are waited for it, or as long as it takes when that is 0.
+    pub async fn remove_container(self: &Arc<Self>, id: &str, timeout: u32) -> Result<(), Error> {
+        // A task of its own, so that it comes to its end whatever becomes of the caller.
+        let removal = tokio::spawn(self.take(id)?.run());
+        let limit = if timeout == 0 { Duration::MAX } else { Duration::from_secs(timeout.into()) };
+        match tokio::time::timeout(limit, removal).await {
+            Ok(removed) => removed.unwrap_or(Err(Error::Task)),
+            Err(_) => Err(Error::RemovalTakesLong { container: id.into(), seconds: timeout }),
+        }
+    }
+
+    /// Run one more process in a container.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<(), Error> {
+        if [request.stdin_port, request.stdout_port, request.stderr_port] != [0; 3] {
+            return Err(Error::Unsupported("stdio ports"));
+        }
+        let exec = request.exec_id.as_str();
+        if exec.is_empty() || exec.len() > MAX_EXEC_ID || exec.contains(char::is_control) {
+            return Err(Error::Invalid(format!("exec_id: 1 to {MAX_EXEC_ID} characters are expected")));
+        }
+        let process = request.process.as_ref().ok_or_else(|| Error::Invalid("process: is missing".into()))?;
+        let process = convert::process_to_oci(process)?;
+        self.container(&request.container_id)?.exec(exec, process).await?;
+        tracing::info!(container = request.container_id, exec, "process started");
+        Ok(())
+    }
+
+    /// A process of a container.
+    pub fn process(&self, id: &str, exec: &str) -> Result<Arc<Process>, Error> {
+        Ok(self.container(id)?.process(exec)?)
+    }
+
+    /// A container.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        match lock(&self.containers).get(id) {
+            Some(Slot::Live(container)) => Ok(container.clone()),
+            _ => Err(Error::NoContainer(id.chars().take(id::MAX_LENGTH).collect())),
+        }
+    }
+
+    fn reserve(self: &Arc<Self>, id: &ContainerId) -> Result<Name, Error> {
+        let mut containers = lock(&self.containers);
+        if containers.contains_key(id.as_str()) {
+            return Err(Error::Exists(id.as_str().into()));
+        }
+        if containers.len() >= MAX_CONTAINERS {
+            return Err(Error::TooMany);
+        }
+        containers.insert(id.as_str().into(), Slot::Making);
+        Ok(Name { sandbox: self.clone(), id: id.clone(), filled: false })
+    }
+
+    /// Take a live container out; its name stays taken until it is gone.
+    fn take(self: &Arc<Self>, id: &str) -> Result<Removal, Error> {
+        let mut containers = lock(&self.containers);
+        match containers.get_mut(id) {
+            Some(slot @ Slot::Live(_)) => match std::mem::replace(slot, Slot::Removing) {
+                Slot::Live(container) => Ok(Removal { sandbox: self.clone(), id: id.into(), container }),
+                Slot::Making | Slot::Removing => Err(Error::NoContainer(id.into())),
+            },
+            _ => Err(Error::NoContainer(id.chars().take(id::MAX_LENGTH).collect())),
+        }
+    }
+
+    fn namespaces(&self, shares_pid: bool) -> Result<Namespaces, Error> {
+        let shared = lock(&self.shared);
+        let pid = match (&shared.pid, shares_pid) {
+            (Some(pid), true) => Some(pid.path()),
+            // The first container's becomes the pod's.
+            (None, true) if lock(&self.containers).len() > 1 => {
+                return Err(Error::Invalid("Sandbox does not have sandbox_pidns".into()));
+            }
+            _ => None,
+        };
+        let (ipc, uts) = shared.namespaces.as_ref().map(|pod| (pod.ipc.path(), pod.uts.path())).unzip();
+        Ok(Namespaces { ipc, uts, pid })
+    }
+
+    fn context<'a>(&'a self, owner: &'a str) -> storage::Context<'a> {
+        storage::Context { owner, scratch: &self.settings.scratch, mounts: &self.mounts, pulls: &self.pulls }
+    }
+}
+
+fn refuse_unsupported(request: &CreateContainerRequest) -> Result<(), Error> {
+    if !request.devices.is_empty() {
+        return Err(Error::Unsupported("devices"));
+    }
+    if !request.shared_mounts.is_empty() {
+        return Err(Error::Unsupported("shared mounts"));
+    }
+    if [request.stdin_port, request.stdout_port, request.stderr_port] != [0; 3] {
+        return Err(Error::Unsupported("stdio ports"));
+    }
+    Ok(())
+}
+
+/// A container's name while the container is being made. Dropping it gives the name back.
+#[derive(Debug)]
+struct Name {
+    sandbox: Arc<Sandbox>,
+    id: ContainerId,
+    filled: bool,
+}
+
+impl Name {
+    fn fill(mut self, container: Arc<Container>) {
+        self.filled = true;
+        lock(&self.sandbox.containers).insert(self.id.as_str().into(), Slot::Live(container));
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if !self.filled {
+            lock(&self.sandbox.containers).remove(self.id.as_str());
+            // Its pull is not forgotten: whoever watches it is to hear how it failed. The next of that name begins anew.
+        }
+    }
+}
+
+/// A container on its way out.
+struct Removal {
+    sandbox: Arc<Sandbox>,
+    id: String,
+    container: Arc<Container>,
+}
+
+impl Removal {
+    async fn run(self) -> Result<(), Error> {
+        let removed = self.container.remove().await;
+        self.sandbox.pulls.forget(&self.id);
+        lock(&self.sandbox.containers).remove(&self.id);
+        match &removed {
+            Ok(()) => tracing::info!(container = self.id, "container removed"),
+            Err(error) => tracing::error!(container = self.id, error = crate::chain(error), "container removed badly"),
+        }
+        Ok(removed?)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is one call, so a holder that panicked left a whole value.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

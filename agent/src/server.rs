@@ -1,0 +1,191 @@
+//! The agent proper: listens first, brings up the rest, serves until the pod is destroyed or somebody asks it to end.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nacre_protocol::address::{Address, CID_ANY};
+use nacre_protocol::connect;
+use rustix::process::{Resource, Rlimit};
+use tokio::io::AsyncWriteExt as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_vsock::{VsockAddr, VsockListener};
+use ttrpc::asynchronous::Server;
+
+use crate::args;
+use crate::boot::Boot;
+use crate::config::{self, Config};
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::rpc::{self, Services};
+use crate::sandbox::{Sandbox, Settings};
+use crate::storage::pull::{self, Pulls, WorkerCommand};
+use crate::{init, log, network};
+
+/// Where layers and what containers write to their images are kept: on the guest's /run, which is tmpfs.
+const STORE: &str = "/run/nacre/images";
+const SCRATCH: &str = "/run/nacre/scratch";
+
+/// The host of a virtual machine, on vsock.
+const CID_HOST: u32 = 2;
+
+/// How long the host may take to answer the guest's call.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long the last answer may take to leave.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// Descriptors that containers may have: the kernel's default ceiling.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// Threads for calls that block. Containers are made and removed there, a few at a time.
+const BLOCKING_THREADS: usize = 16;
+
+/// How the agent was started.
+#[derive(Debug)]
+pub struct Start {
+    /// When.
+    pub boot: Boot,
+    /// By whom: `Some` as process 1's child, with what went wrong until then.
+    pub guest: Option<Vec<String>>,
+    /// What a plain process was told.
+    pub settings: args::Settings,
+}
+
+/// Serve until the end.
+pub fn run(start: Start) -> anyhow::Result<()> {
+    let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let (mut config, complaints) = config::parse(&line);
+    log::start(config.log);
+    for complaint in complaints {
+        match complaint.level {
+            tracing::Level::WARN => tracing::warn!("{complaint}"),
+            _ => tracing::debug!("{complaint}"),
+        }
+    }
+    for complaint in start.guest.iter().flatten() {
+        tracing::error!("{complaint}");
+    }
+    let environment = |key| std::env::var(key).ok();
+    let (kata, ours) = (environment("KATA_AGENT_SERVER_ADDR"), environment("NACRE_SERVER_ADDR"));
+    config.override_server(kata.as_deref(), ours.as_deref(), start.settings.listen.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .context("start the async runtime")?;
+    let result = runtime.block_on(serve(start, config));
+    // A call that blocks for good must not keep the guest from powering off.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
+    let boot = Arc::new(start.boot);
+    let is_guest = start.guest.is_some();
+    let store = start.settings.store.unwrap_or_else(|| STORE.into());
+    let policy = Policy::of_image(Path::new("/"));
+    let settings = pull::Settings { store, timeout: config.image_pull_timeout, worker: WorkerCommand::own_role() };
+    let scratch = PathBuf::from(SCRATCH);
+    let sandbox = Sandbox::new(Settings { pipe_size: config.container_pipe_size, scratch }, Pulls::new(settings));
+    let (ready, is_ready) = watch::channel(false);
+    let services = Services {
+        policy,
+        ready: is_ready,
+        sandbox: sandbox.clone(),
+        boot: boot.clone(),
+        metrics: Metrics::new(),
+        init_daemon: is_guest,
+        hotplug_timeout: config.hotplug_timeout,
+    };
+    let address = &config.server_addr;
+    let listener = connect::listen(address).with_context(|| format!("listen on {address}"))?;
+    let mut server = rpc::register(Server::new().add_listener(listener), Arc::new(services));
+    server.start().await.with_context(|| format!("serve on {address}"))?;
+    boot.listening();
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+    match policy {
+        Policy::AllowAll => {
+            tracing::warn!("POLICY: ALLOW ALL: this is a development image, the host may ask for anything")
+        }
+        Policy::DenyAll => tracing::warn!("the image carries a policy that this agent can't evaluate: all is refused"),
+    }
+    if let Some(port) = config.log_vport {
+        tokio::spawn(serve_log(port));
+    }
+    tokio::task::spawn_blocking(move || initialise(is_guest)).await.context("initialise")?;
+    boot.ready();
+    ready.send_replace(true);
+    tracing::info!("ready");
+    if let Some(port) = config.ready_port {
+        tokio::spawn(call_host(port));
+    }
+    until_the_end(&sandbox).await?;
+    server.shutdown().await.context("stop the server")
+}
+
+/// What can be done after the host can already connect.
+fn initialise(is_guest: bool) {
+    let files = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {
+        tracing::debug!("raise the number of descriptors to {DESCRIPTORS}: {error}");
+    }
+    if !is_guest {
+        return; // the machine is somebody else's
+    }
+    match init::mount_usr() {
+        Ok(found) => tracing::debug!(found, "/usr.squashfs"),
+        Err(error) => tracing::error!("{}", crate::chain(&error)),
+    }
+    if let Err(error) = network::bring_up_loopback() {
+        tracing::error!("{}", crate::chain(&error));
+    }
+}
+
+/// Tell the host that it can dial now.
+async fn call_host(port: u32) {
+    let host = Address::Vsock { cid: CID_HOST, port };
+    match connect::call_out(&host, Instant::now() + CALL_WITHIN).await {
+        Ok(()) => tracing::debug!(%host, "called"),
+        Err(error) => tracing::warn!(%host, "call the host: {error}"),
+    }
+}
+
+async fn until_the_end(sandbox: &Arc<Sandbox>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    tokio::select! {
+        () = sandbox.stopped() => {
+            // The answer to DestroySandbox is on its way, and ttRPC can't tell when it has left.
+            tokio::time::sleep(LAST_WORDS).await;
+            return Ok(());
+        }
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("asked to end");
+    sandbox.destroy().await.context("destroy the sandbox")
+}
+
+/// Whoever connects gets the log from then on, line by line.
+async fn serve_log(port: u32) {
+    let listener = match VsockListener::bind(VsockAddr::new(CID_ANY, port)) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::warn!(port, "listen for readers of the log: {error}"),
+    };
+    loop {
+        let Ok((mut reader, _)) = listener.accept().await else { return };
+        let mut lines = log::subscribe();
+        // One at a time, as hosts have one; a second waits until the first hangs up.
+        loop {
+            match lines.recv().await {
+                Ok(line) if reader.write_all(line.as_bytes()).await.is_ok() => {}
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                _ => break,
+            }
+        }
+    }
+}

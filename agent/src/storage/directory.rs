@@ -1,0 +1,78 @@
+//! Directories that the host names, made and opened without following a link.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Gid, Mode, OFlags, chmodat, chownat, fstat, mkdirat, openat};
+use rustix::io::Errno;
+
+use super::Error;
+use super::options::Options;
+
+/// PATH_MAX.
+const MAX_PATH: usize = 4096;
+
+/// How deep a path may go.
+const MAX_DEPTH: usize = 64;
+
+/// The set-group-id bit, which hands a directory's group on to what is made in it.
+const SETGID: u32 = 0o2000;
+
+/// An absolute path of plain names that is not the root.
+pub fn parse(text: &str) -> Result<PathBuf, &'static str> {
+    if text.len() > MAX_PATH || text.contains('\0') {
+        return Err("is no path");
+    }
+    let mut components = Path::new(text).components();
+    if components.next() != Some(Component::RootDir) {
+        return Err("is not absolute");
+    }
+    let names: Vec<_> = components.collect();
+    if names.is_empty() || names.len() > MAX_DEPTH || names.iter().any(|c| !matches!(c, Component::Normal(_))) {
+        return Err("has no name, too many, or one that is none");
+    }
+    Ok(Path::new("/").join(names.iter().collect::<PathBuf>()))
+}
+
+/// An open directory.
+#[derive(Debug)]
+pub struct Directory(OwnedFd);
+
+impl Directory {
+    /// Open `path`, an absolute one, and make what of it is missing.
+    pub fn make(path: &Path) -> Result<Directory, Error> {
+        let failed = |act| move |error: Errno| Error::system(act, path, error);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut directory = openat(CWD, "/", flags, Mode::empty()).map_err(failed("open the root of"))?;
+        for component in path.components() {
+            let Component::Normal(name) = component else { continue };
+            match mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed("make directory")(error)),
+            }
+            directory = openat(&directory, name, flags, Mode::empty()).map_err(failed("open directory"))?;
+        }
+        Ok(Directory(directory))
+    }
+
+    /// A path that leads here as long as the directory is open.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_fd().as_raw_fd())
+    }
+
+    /// Give it the mode and the group that `options` ask for.
+    pub fn own(&self, options: &Options, path: &Path) -> Result<(), Error> {
+        let here = self.path();
+        if let Some(mode) = options.mode {
+            chmodat(CWD, &here, Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty())
+                .map_err(|error| Error::system("set mode of", path, error))?;
+        }
+        let Some(group) = options.group else { return Ok(()) };
+        chownat(CWD, &here, None, Some(Gid::from_raw(group)), rustix::fs::AtFlags::empty())
+            .map_err(|error| Error::system("set group of", path, error))?;
+        let mode = fstat(&self.0).map_err(|error| Error::system("stat", path, error))?.st_mode & 0o7777;
+        // Group members write, and what they make stays the group's.
+        chmodat(CWD, &here, Mode::from_raw_mode(mode | SETGID | 0o070), rustix::fs::AtFlags::empty())
+            .map_err(|error| Error::system("set mode of", path, error))
+    }
+}

@@ -1,0 +1,319 @@
+//! File systems that a sandbox or a container asks for, by driver.
+//!
+//! What was prepared is a value, [`Prepared`]: releasing or dropping it undoes everything in reverse order, also when preparing stops
+//! half-way. A storage whose mount point is in use already is not mounted again but counted ([`Mounts`]), as several containers of a
+//! pod name the same ones. Paths come from the host and are walked without following links.
+
+mod directory;
+mod options;
+mod overlay;
+pub mod pull;
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nacre_protocol::agent::Storage;
+use nacre_pull::Image;
+use rustix::mount::{UnmountFlags, mount, unmount};
+
+use directory::Directory;
+use options::Options;
+use pull::{PullError, Pulls};
+
+/// The drivers there are, by name.
+pub const HANDLERS: &[&str] = &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL];
+
+const IMAGE_GUEST_PULL: &str = "image_guest_pull";
+const EPHEMERAL: &str = "ephemeral";
+const LOCAL: &str = "local";
+
+/// The most storages of one request.
+const MAX_STORAGES: usize = 128;
+
+/// Where a pulled image is mounted when the host does not say.
+const CONTAINERS: &str = "/run/kata-containers";
+
+/// A storage was not prepared or not released.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request makes no sense.
+    #[error("storage {mount_point:?} (driver {driver:?}): {reason}")]
+    Invalid {
+        /// The driver as requested.
+        driver: String,
+        /// The mount point as requested.
+        mount_point: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is no such driver.
+    #[error("storage driver {0:?} is not supported by this agent; it has {HANDLERS:?}")]
+    Driver(String),
+    /// A system call failed.
+    #[error("{act} {path:?}")]
+    System {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The image was not pulled.
+    #[error(transparent)]
+    Pull(#[from] PullError),
+}
+
+impl Error {
+    /// Whether the request itself is at fault.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Error::Invalid { .. })
+    }
+
+    /// Whether the agent does not offer what is asked for.
+    pub fn is_unimplemented(&self) -> bool {
+        matches!(self, Error::Driver(_))
+    }
+
+    /// Whether time ran out.
+    pub fn is_deadline(&self) -> bool {
+        matches!(self, Error::Pull(PullError::Deadline { .. }))
+    }
+
+    fn system(act: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Error {
+        Error::System { act, path: path.into(), source: source.into() }
+    }
+}
+
+/// For whom storages are prepared, and with what.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// A container's id, or "sandbox".
+    pub owner: &'a str,
+    /// A directory on tmpfs for what is written to pulled images.
+    pub scratch: &'a Path,
+    /// The mounts of the whole agent.
+    pub mounts: &'a Arc<Mounts>,
+    /// The pulls of the whole agent.
+    pub pulls: &'a Arc<Pulls>,
+}
+
+/// Storages that are there. Dropping it undoes them.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    undo: Vec<Undo>,
+    image: Option<Image>,
+    rootfs: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Undo {
+    Shared {
+        mounts: Arc<Mounts>,
+        mount_point: PathBuf,
+    },
+    Mount(PathBuf),
+    Tree(PathBuf),
+    /// A directory that was made to be mounted on, empty again.
+    Empty(PathBuf),
+}
+
+/// Prepare all of `storages`, in order. Dropping the future undoes what it did.
+pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prepared, Error> {
+    let mut prepared = Prepared::default();
+    if let Some(excess) = storages.get(MAX_STORAGES) {
+        return Err(invalid(excess, format!("one of {} storages; at most {MAX_STORAGES} are taken", storages.len())));
+    }
+    for storage in storages {
+        match storage.driver.as_str() {
+            IMAGE_GUEST_PULL => prepared.pull(storage, context).await?,
+            EPHEMERAL => prepared.shared(storage, context, ephemeral)?,
+            LOCAL => prepared.shared(storage, context, local)?,
+            _ => return Err(Error::Driver(storage.driver.chars().take(64).collect())),
+        }
+    }
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// The image that was pulled, if one was.
+    pub fn image(&self) -> Option<&Image> {
+        self.image.as_ref()
+    }
+
+    /// Where the pulled image's file system is mounted.
+    pub fn rootfs(&self) -> Option<&Path> {
+        self.rootfs.as_deref()
+    }
+
+    /// Undo everything, in reverse order and to the end; the first error is told. Blocks.
+    pub fn release(mut self) -> Result<(), Error> {
+        self.undo_all()
+    }
+
+    fn undo_all(&mut self) -> Result<(), Error> {
+        let mut result = Ok(());
+        while let Some(undo) = self.undo.pop() {
+            result = result.and(undo.run());
+        }
+        result
+    }
+
+    fn shared(
+        &mut self,
+        storage: &Storage,
+        context: &Context<'_>,
+        make: fn(&Storage, &Path) -> Result<Undo, Error>,
+    ) -> Result<(), Error> {
+        let mount_point = checked_path(storage)?;
+        context.mounts.acquire(&mount_point, storage.shared, || make(storage, &mount_point))?;
+        self.undo.push(Undo::Shared { mounts: context.mounts.clone(), mount_point });
+        Ok(())
+    }
+
+    async fn pull(&mut self, storage: &Storage, context: &Context<'_>) -> Result<(), Error> {
+        if self.image.is_some() {
+            return Err(invalid(storage, "a container has one image"));
+        }
+        let mount_point = match storage.mount_point.as_str() {
+            "" => Path::new(CONTAINERS).join(context.owner).join("rootfs"),
+            _ => checked_path(storage)?,
+        };
+        let image = context.pulls.pull(context.owner, &storage.source).await?;
+        // What exists from here on is undone by `self`.
+        let scratch = context.scratch.join(context.owner);
+        let upper = Directory::make(&scratch)?;
+        self.undo.push(Undo::Tree(scratch.clone()));
+        let target = Directory::make(&mount_point)?;
+        self.undo.push(Undo::Empty(mount_point.clone()));
+        overlay::mount(&image.layers, &upper, &scratch, &target, &mount_point)?;
+        self.undo.push(Undo::Mount(mount_point.clone()));
+        self.image = Some(image);
+        self.rootfs = Some(mount_point);
+        Ok(())
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if let Err(error) = self.undo_all() {
+            tracing::warn!(error = crate::chain(&error), "a storage was not released");
+        }
+    }
+}
+
+impl Undo {
+    fn run(self) -> Result<(), Error> {
+        match self {
+            Undo::Shared { mounts, mount_point } => mounts.release(&mount_point),
+            Undo::Mount(path) => match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+                Err(error) => Err(Error::system("unmount", path, error)),
+            },
+            Undo::Empty(path) => {
+                // The host may have put something else there or above; then it stays.
+                let _ = fs::remove_dir(&path).and_then(|()| path.parent().map_or(Ok(()), fs::remove_dir));
+                Ok(())
+            }
+            Undo::Tree(path) => match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::system("remove", path, error)),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+/// The mount points in use, and by how many.
+#[derive(Debug, Default)]
+pub struct Mounts(Mutex<HashMap<PathBuf, Use>>);
+
+#[derive(Debug)]
+struct Use {
+    count: usize,
+    /// Kept although nobody uses it: the host says that others may still come.
+    keep: bool,
+    undo: Undo,
+}
+
+impl Mounts {
+    /// No mounts yet.
+    pub fn new() -> Arc<Mounts> {
+        Arc::default()
+    }
+
+    fn acquire(&self, at: &Path, keep: bool, make: impl FnOnce() -> Result<Undo, Error>) -> Result<(), Error> {
+        let mut mounts = self.lock();
+        match mounts.get_mut(at) {
+            Some(mount) => mount.count += 1,
+            None => {
+                let undo = make()?;
+                mounts.insert(at.into(), Use { count: 1, keep, undo });
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&self, at: &Path) -> Result<(), Error> {
+        let mut mounts = self.lock();
+        let Some(mount) = mounts.get_mut(at) else { return Ok(()) };
+        mount.count = mount.count.saturating_sub(1);
+        if mount.count > 0 || mount.keep {
+            return Ok(());
+        }
+        mounts.remove(at).map_or(Ok(()), |mount| mount.undo.run())
+    }
+
+    /// A holder that panicked left the map whole: each change to it is one call.
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Use>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A tmpfs of its own.
+fn ephemeral(storage: &Storage, at: &Path) -> Result<Undo, Error> {
+    if !matches!(storage.fstype.as_str(), "tmpfs" | "") {
+        return Err(invalid(storage, format!("file system type {:?} is not supported; tmpfs is", storage.fstype)));
+    }
+    let options = parse_options(storage)?;
+    let directory = Directory::make(at)?;
+    let data = CString::new(options.data.as_str()).map_err(|_| invalid(storage, "an option holds a NUL"))?;
+    mount("tmpfs", directory.path(), "tmpfs", options.flags, data.as_c_str())
+        .map_err(|error| Error::system("mount tmpfs on", at, error))?;
+    let undo = Undo::Mount(at.into());
+    // Opened anew, as the mount covers the directory.
+    match Directory::make(at).and_then(|mounted| mounted.own(&options, at)) {
+        Ok(()) => Ok(undo),
+        Err(error) => undo.run().and(Err(error)),
+    }
+}
+
+/// A directory in the guest, which goes with the last who uses it.
+fn local(storage: &Storage, at: &Path) -> Result<Undo, Error> {
+    let options = parse_options(storage)?;
+    Directory::make(at)?.own(&options, at)?;
+    Ok(Undo::Tree(at.into()))
+}
+
+fn parse_options(storage: &Storage) -> Result<Options, Error> {
+    let mut options = Options::parse(&storage.options).map_err(|reason| invalid(storage, reason))?;
+    if let Some(group) = storage.fs_group.as_ref() {
+        options.group = Some(group.group_id);
+    }
+    Ok(options)
+}
+
+fn checked_path(storage: &Storage) -> Result<PathBuf, Error> {
+    directory::parse(&storage.mount_point).map_err(|reason| invalid(storage, format!("the mount point {reason}")))
+}
+
+fn invalid(storage: &Storage, reason: impl Into<String>) -> Error {
+    let short = |text: &str| text.chars().take(256).collect();
+    Error::Invalid { driver: short(&storage.driver), mount_point: short(&storage.mount_point), reason: reason.into() }
+}
+
+#[cfg(test)]
+mod tests;
