@@ -1,1 +1,98 @@
-//! The image engine: a reference in, a verified root file system and its image config out.
+//! The image engine: a reference in, verified layers and the image's configuration out.
+//!
+//! A pull runs in a process of its own ([`worker`]), started by [`client::pull`]: it parses what a registry sends, and whoever breaks it has
+//! broken nothing else. Each layer streams from the registry through digest, decompression and DiffID into its directory, which appears in
+//! the store by a rename and only when both digests are right. [`merge`] applies an image's configuration to a process.
+
+pub mod client;
+mod error;
+pub mod merge;
+mod reference;
+mod registry;
+mod store;
+mod stream;
+mod unpack;
+pub mod worker;
+
+pub use error::Kind;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
+
+/// What to pull, from where, to where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// The image: `registry/name:tag` or `registry/name@sha256:…`.
+    pub reference: String,
+    /// Where unpacked layers are kept.
+    pub store: PathBuf,
+    /// Who asks.
+    pub auth: Option<Auth>,
+    /// Certificates to trust, instead of the system's.
+    pub ca_pem: Option<String>,
+    /// Take any certificate, or none. For development.
+    pub skip_tls_verification: bool,
+}
+
+/// Credentials.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Auth {
+    /// The user's name.
+    pub username: String,
+    /// The password or token.
+    pub password: String,
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth").finish_non_exhaustive()
+    }
+}
+
+/// What a worker says, a line of JSON each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Event {
+    /// It asks the registry for the manifest.
+    Resolving,
+    /// It has the manifest.
+    Resolved {
+        /// The manifest's digest.
+        manifest_digest: String,
+        /// How many layers there are.
+        layers: usize,
+        /// Their compressed bytes.
+        bytes: u64,
+    },
+    /// It goes on.
+    Progress {
+        /// Layers that are whole.
+        layers_done: usize,
+        /// Compressed bytes that were fetched, or not needed.
+        bytes_done: u64,
+    },
+    /// It is done.
+    Done(Box<Image>),
+    /// It gave up.
+    Failed {
+        /// Whose fault it was.
+        kind: Kind,
+        /// What failed, and what to do.
+        message: String,
+    },
+}
+
+/// An image whose layers are unpacked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// As it was asked for.
+    pub reference: String,
+    /// The manifest's digest.
+    pub manifest_digest: String,
+    /// The layers' directories, the lowest first.
+    pub layers: Vec<PathBuf>,
+    /// The image's configuration.
+    pub config: ImageConfiguration,
+}

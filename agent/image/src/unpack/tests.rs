@@ -1,0 +1,197 @@
+use super::*;
+use proptest::prelude::*;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+
+/// An entry of a hand-made archive: the tar crate's builder refuses the bad ones.
+fn entry(path: &str, kind: EntryType, mode: u32, link: &str, data: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    {
+        let bytes = header.as_mut_bytes();
+        bytes[..path.len()].copy_from_slice(path.as_bytes());
+        bytes[157..157 + link.len()].copy_from_slice(link.as_bytes());
+    }
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(data.len() as u64);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_000_000_000);
+    if matches!(kind, EntryType::Char | EntryType::Block) {
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+    }
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend(data);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+fn file(path: &str, data: &str) -> Vec<u8> {
+    entry(path, EntryType::Regular, 0o644, "", data.as_bytes())
+}
+
+fn dir(path: &str) -> Vec<u8> {
+    entry(path, EntryType::Directory, 0o755, "", b"")
+}
+
+fn symlink(path: &str, to: &str) -> Vec<u8> {
+    entry(path, EntryType::Symlink, 0o777, to, b"")
+}
+
+/// Unpacks into `layer` inside a directory of its own, so that an escape would be seen.
+fn unpacked(entries: &[Vec<u8>]) -> (tempfile::TempDir, Result<()>) {
+    let outer = tempfile::tempdir().unwrap();
+    let root = outer.path().join("layer");
+    fs::create_dir(&root).unwrap();
+    let mut archive = entries.concat();
+    archive.extend([0; 1024]);
+    let result = unpack(&archive[..], &root);
+    (outer, result)
+}
+
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: layers are unpacked by root");
+    }
+    root
+}
+
+#[test]
+fn files_come_with_their_mode_time_and_links() {
+    if !is_root() {
+        return;
+    }
+    let (outer, result) = unpacked(&[
+        dir("bin/"),
+        entry("bin/su", EntryType::Regular, 0o4755, "", b"program"),
+        entry("bin/su2", EntryType::Link, 0o755, "bin/su", b""),
+        symlink("bin/sh", "su"),
+        entry("null", EntryType::Char, 0o666, "", b""),
+        entry("pipe", EntryType::Fifo, 0o600, "", b""),
+        file("without/parents/x", "y"),
+    ]);
+    result.unwrap();
+    let root = outer.path().join("layer");
+    let su = fs::metadata(root.join("bin/su")).unwrap();
+    assert_eq!((su.permissions().mode() & 0o7777, su.mtime(), su.nlink()), (0o4755, 1_000_000_000, 2));
+    assert_eq!(fs::metadata(root.join("bin")).unwrap().mtime(), 1_000_000_000);
+    assert_eq!(fs::read_link(root.join("bin/sh")).unwrap(), Path::new("su"));
+    assert!(fs::metadata(root.join("null")).unwrap().file_type().is_char_device());
+    assert!(fs::metadata(root.join("pipe")).unwrap().file_type().is_fifo());
+    assert_eq!(fs::read_to_string(root.join("without/parents/x")).unwrap(), "y");
+}
+
+#[test]
+fn whiteouts_become_what_overlayfs_understands() {
+    if !is_root() {
+        return;
+    }
+    let (outer, result) = unpacked(&[
+        file("etc/.wh.gone", ""),
+        dir("opt/"),
+        file("opt/.wh..wh..opq", ""),
+        file("opt/new", "x"),
+        file(".wh..wh.plnk", ""),
+        file(".wh.replaced", ""),
+        dir("replaced/"),
+    ]);
+    result.unwrap();
+    let root = outer.path().join("layer");
+    let gone = fs::symlink_metadata(root.join("etc/gone")).unwrap();
+    assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+    for opaque in ["opt", "replaced"] {
+        let mut value = [0; 4];
+        let length = rustix::fs::getxattr(root.join(opaque), "trusted.overlay.opaque", &mut value).unwrap();
+        assert_eq!(&value[..length], b"y", "{opaque}");
+    }
+    assert!(!root.join(".wh..wh.plnk").exists());
+}
+
+#[test]
+fn nothing_leaves_the_layer() {
+    if !is_root() {
+        return;
+    }
+    for (what, entries) in [
+        ("dot-dot", vec![file("../escaped", "x")]),
+        ("inner dot-dot", vec![dir("a/"), file("a/../../escaped", "x")]),
+        ("hard link out", vec![entry("l", EntryType::Link, 0o644, "../../../../etc/passwd", b"")]),
+        ("hard link to what is not there", vec![entry("l", EntryType::Link, 0o644, "etc/passwd", b"")]),
+        ("whiteout of dot-dot", vec![file(".wh...", "")]),
+        ("dangling link as parent", vec![symlink("a", "/nowhere"), file("a/escaped", "x")]),
+        (
+            "disguised whiteout",
+            vec![{
+                let mut header = entry("w", EntryType::Char, 0o644, "", b"");
+                header[329..345].copy_from_slice(b"0000000\00000000\0");
+                let mut fixed = tar::Header::from_byte_slice(&header[..512]).clone();
+                fixed.set_cksum();
+                fixed.as_bytes().to_vec()
+            }],
+        ),
+    ] {
+        let (outer, result) = unpacked(&entries);
+        assert_eq!(result.unwrap_err().kind, Kind::BadImage, "{what}");
+        assert!(!outer.path().join("escaped").exists(), "{what}");
+    }
+}
+
+#[test]
+fn a_link_as_parent_is_followed_inside_the_layer_only() {
+    if !is_root() {
+        return;
+    }
+    let (outer, result) =
+        unpacked(&[dir("inside/"), symlink("up", "../../../inside"), file("up/x", "y"), file("/abs", "z")]);
+    result.unwrap();
+    let root = outer.path().join("layer");
+    assert_eq!(fs::read_to_string(root.join("inside/x")).unwrap(), "y");
+    assert_eq!(fs::read_to_string(root.join("abs")).unwrap(), "z");
+    assert!(!outer.path().join("inside").exists());
+}
+
+#[test]
+fn a_later_entry_replaces_an_earlier_one_and_not_what_a_link_leads_to() {
+    if !is_root() {
+        return;
+    }
+    let (outer, result) = unpacked(&[
+        file("target", "kept"),
+        symlink("a", "target"),
+        file("a", "new"),
+        dir("d/"),
+        file("d/deep/er", "x"),
+        file("d", "now a file"),
+    ]);
+    result.unwrap();
+    let root = outer.path().join("layer");
+    assert_eq!(fs::read_to_string(root.join("target")).unwrap(), "kept");
+    assert_eq!(fs::read_to_string(root.join("a")).unwrap(), "new");
+    assert_eq!(fs::read_to_string(root.join("d")).unwrap(), "now a file");
+}
+
+#[test]
+fn times_have_fractions() {
+    let read = |text: &str| time(text.as_bytes()).map(|t| (t.tv_sec, t.tv_nsec));
+    assert_eq!(read("12.25"), Some((12, 250_000_000)));
+    assert_eq!(read("-3"), Some((-3, 0)));
+    assert_eq!(read("x"), None);
+}
+
+proptest! {
+    #[test]
+    fn no_archive_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..4096)) {
+        let root = tempfile::tempdir().unwrap();
+        let _ = unpack(&bytes[..], root.path());
+    }
+
+    #[test]
+    fn no_path_makes_names_that_lead_out(path in proptest::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(names) = names(&path) {
+            prop_assert!(names.iter().all(|name| !name.is_empty() && name != b".." && !name.contains(&b'/') && !name.contains(&0)));
+        }
+    }
+}
