@@ -106,7 +106,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let mut server = rpc::register(Server::new().add_listener(listener), Arc::new(services));
     server.start().await.with_context(|| format!("serve on {address}"))?;
     boot.listening();
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+    tracing::info!(%address, "listening");
     match policy {
         Policy::AllowAll => {
             tracing::warn!("POLICY: ALLOW ALL: this is a development image, the host may ask for anything")

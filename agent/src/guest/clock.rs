@@ -37,7 +37,7 @@ pub fn set_clock(sec: i64, usec: i64) -> Result<(), ClockError> {
 }
 
 fn timespec(sec: i64, usec: i64) -> Option<Timespec> {
-    (sec >= 0 && (0..1_000_000).contains(&usec)).then_some(Timespec { tv_sec: sec, tv_nsec: usec * 1000 })
+    (sec >= 0 && (0..1_000_000).contains(&usec)).then(|| Timespec { tv_sec: sec, tv_nsec: usec * 1000 })
 }
 
 #[cfg(test)]

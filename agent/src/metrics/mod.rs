@@ -87,7 +87,7 @@ impl Metrics {
         let wanted = |item: &str| item.starts_with("vm") || item.starts_with("rss") || item.contains("ctxt_switches");
         let items = items.into_iter().filter(|(item, _)| wanted(item) || item == "hugetlbpages");
         text.items("kata_agent_proc_status", "Agent process status", items);
-        let io = procfs::colon_numbers(&self.read("self/io")?);
+        let io = procfs::colon_numbers(&self.read_optional("self/io")?);
         text.items("kata_agent_io_stat", "Agent process I/O statistics", io);
         Ok(())
     }
@@ -100,19 +100,30 @@ impl Metrics {
         for (cpu, item, value) in procfs::cpu_times(&self.read("stat")?) {
             text.sample(&[("cpu", &cpu), ("item", item)], value);
         }
-        text.items("kata_guest_vm_stat", "Guest virtual memory statistics", procfs::pairs(&self.read("vmstat")?));
+        text.items(
+            "kata_guest_vm_stat",
+            "Guest virtual memory statistics",
+            procfs::pairs(&self.read_optional("vmstat")?),
+        );
         text.items("kata_guest_meminfo", "Guest memory, in bytes", procfs::meminfo(&self.read("meminfo")?));
         text.family("kata_guest_netdev_stat", Kind::Gauge, "Guest network device statistics");
-        for (interface, item, value) in procfs::network(&self.read("net/dev")?) {
+        for (interface, item, value) in procfs::network(&self.read_optional("net/dev")?) {
             text.sample(&[("interface", &interface), ("item", item)], value);
         }
-        // A guest without block devices has no such file.
-        let disks = self.read("diskstats").unwrap_or_default();
+        let disks = self.read_optional("diskstats")?;
         text.family("kata_guest_diskstat", Kind::Gauge, "Guest disk statistics");
         for (disk, item, value) in procfs::disks(&disks) {
             text.sample(&[("disk", &disk), ("item", item)], value);
         }
         Ok(())
+    }
+
+    /// A file that a kernel may be built without.
+    fn read_optional(&self, name: &str) -> Result<String, Error> {
+        match self.read(name) {
+            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            other => other,
+        }
     }
 
     fn read(&self, name: &str) -> Result<String, Error> {

@@ -164,8 +164,10 @@ fn check_name(name: &str) -> Result<String, Error> {
 }
 
 fn parse_mac(text: &str) -> Result<Vec<u8>, Error> {
-    let octets: Option<Vec<u8>> =
-        text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok().filter(|_| octet.len() == 2)).collect();
+    // from_str_radix would take a sign too.
+    let plain = |octet: &str| octet.len() == 2 && octet.bytes().all(|b| b.is_ascii_hexdigit());
+    let octet = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| plain(text));
+    let octets: Option<Vec<u8>> = text.split(':').map(octet).collect();
     octets.filter(|o| o.len() == 6).ok_or_else(|| Error::field("interface", "hwAddr", text, "is not a MAC address"))
 }
 
