@@ -126,7 +126,7 @@ fn nothing_leaves_the_layer() {
             "disguised whiteout",
             vec![{
                 let mut header = entry("w", EntryType::Char, 0o644, "", b"");
-                header[329..345].copy_from_slice(b"0000000\00000000\0");
+                header[329..345].copy_from_slice(&[&b"0000000"[..], &[0], b"0000000", &[0]].concat());
                 let mut fixed = tar::Header::from_byte_slice(&header[..512]).clone();
                 fixed.set_cksum();
                 fixed.as_bytes().to_vec()

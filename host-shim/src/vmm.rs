@@ -1,0 +1,265 @@
+//! The virtual machine: QEMU's microvm, with a vsock from a vhost-user device.
+//!
+//! Both processes die with this one, however it ends. The guest's vsock is a unix socket in the pod's directory (hybrid vsock): the host
+//! dials the guest through it, and the guest's own calls arrive at the same path with `_PORT` appended.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nacre_sys::lifeline::die_with_parent;
+use tokio::net::UnixListener;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::accelerator::Accelerator;
+use crate::console::Console;
+use crate::layout::Layout;
+use crate::size::Size;
+
+/// The host port that the guest calls when it is ready.
+const READY_PORT: u32 = 1030;
+
+/// How long the vsock device may take to listen.
+const DEVICE_WITHIN: Duration = Duration::from_secs(10);
+
+/// The window in which the TSC is measured; its error is then a few parts in 10^5.
+const TSC_WINDOW: Duration = Duration::from_millis(10);
+
+/// The QEMU program, as Debian names it.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// What a VM is to be.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Its files.
+    pub layout: Layout,
+    /// The pod's directory: sockets and console go there.
+    pub dir: PathBuf,
+    /// What makes its processor.
+    pub accelerator: Accelerator,
+    /// How many processors.
+    pub cpus: u8,
+    /// How much memory.
+    pub memory: Size,
+    /// More words for the kernel's command line.
+    pub kernel_args: Vec<String>,
+}
+
+impl VmSpec {
+    fn vhost_socket(&self) -> PathBuf {
+        self.dir.join("vhost.sock")
+    }
+
+    fn vsock(&self) -> PathBuf {
+        self.dir.join("vm.vsock")
+    }
+
+    /// The kernel's command line. Without a calibrating timer the kernel must be told the TSC's rate, and under emulation the test of
+    /// the timer's interrupt fails now and then.
+    fn command_line(&self, tsc_khz: Option<u64>) -> String {
+        let mut words =
+            vec!["console=ttyS0".to_string(), "quiet".into(), "panic=-1".into(), "reboot=t".into(), "pci=off".into()];
+        if self.accelerator == Accelerator::Tcg {
+            words.push("no_timer_check".into());
+            words.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        }
+        words.push(format!("nacre.ready_port={READY_PORT}"));
+        words.extend(self.kernel_args.iter().cloned());
+        words.join(" ")
+    }
+
+    /// QEMU's arguments.
+    fn arguments(&self, tsc_khz: Option<u64>) -> Vec<String> {
+        let mib = self.memory.as_mib();
+        let path = |path: &Path| path.display().to_string();
+        [
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-machine",
+            "microvm,acpi=on,rtc=on,pit=off,pic=off,memory-backend=memory",
+            "-accel",
+            self.accelerator.name(),
+            "-cpu",
+            if self.accelerator == Accelerator::Kvm { "host" } else { "max" },
+            "-smp",
+            &self.cpus.to_string(),
+            "-m",
+            &format!("{mib}M"),
+            "-object",
+            &format!("memory-backend-memfd,id=memory,size={mib}M,share=on"),
+            "-kernel",
+            &path(&self.layout.kernel),
+            "-initrd",
+            &path(&self.layout.image),
+            "-append",
+            &self.command_line(tsc_khz),
+            "-serial",
+            "stdio",
+            "-chardev",
+            &format!("socket,id=vsock,path={}", path(&self.vhost_socket())),
+            "-device",
+            "vhost-user-vsock-device,chardev=vsock",
+            "-netdev",
+            "user,id=network",
+            "-device",
+            "virtio-net-device,netdev=network,mac=52:54:00:6e:61:63",
+            "-device",
+            "virtio-rng-device",
+        ]
+        .map(String::from)
+        .to_vec()
+    }
+}
+
+/// A VM that is up: its agent answers. Dropping it ends it.
+#[derive(Debug)]
+pub struct Vm {
+    qemu: Child,
+    _device: Child,
+    vsock: PathBuf,
+    console: Console,
+}
+
+impl Vm {
+    /// Boots the VM and returns once the guest has called out that it is ready.
+    ///
+    /// # Errors
+    /// A program that is missing or fails, or a guest that does not come up before `deadline`: with its last words.
+    pub async fn boot(spec: &VmSpec, deadline: Instant) -> Result<Vm> {
+        let vsock = spec.vsock();
+        let ready = spec.dir.join(format!("vm.vsock_{READY_PORT}"));
+        let listener = UnixListener::bind(&ready).with_context(|| format!("listen on {}", ready.display()))?;
+        let device = start_device(spec).await?;
+        let tsc_khz = nacre_sys::tsc::frequency_khz(TSC_WINDOW);
+        let mut command = Command::new(QEMU);
+        command.args(spec.arguments(tsc_khz)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut qemu = spawn(command).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => anyhow!("{QEMU} is not installed: apt-get install qemu-system-x86"),
+            _ => anyhow!(error).context(format!("start {QEMU}")),
+        })?;
+        let stdout = qemu.stdout.take().context("QEMU has no console")?;
+        let stderr = qemu.stderr.take().context("QEMU has no standard error")?;
+        let console = Console::follow(stdout, &spec.dir.join("console.log"))?;
+        let complaints = Console::follow(stderr, &spec.dir.join("qemu.log"))?;
+        let mut vm = Vm { qemu, _device: device, vsock, console };
+        tokio::select! {
+            called = timeout_at(deadline, listener.accept()) => match called {
+                Ok(called) => drop(called.context("hear the guest's call")?),
+                Err(_) => bail!("boot the VM: the guest did not come up in time.{}", vm.last_words()),
+            },
+            status = vm.qemu.wait() => {
+                let status = status.context("wait for QEMU")?;
+                // Both streams end with the process; what was written is read within moments.
+                sleep(Duration::from_millis(50)).await;
+                let complaints = complaints.last_lines();
+                if complaints.contains("Cannot allocate memory") || complaints.contains("cannot set up guest memory") {
+                    bail!("boot the VM: the host has not {} of memory for it: ask for less with --memory", spec.memory);
+                }
+                if !complaints.is_empty() {
+                    bail!("boot the VM: QEMU says: {complaints}");
+                }
+                bail!("boot the VM: the guest stopped before it was up ({status}).{}", vm.last_words());
+            }
+        }
+        Ok(vm)
+    }
+
+    fn last_words(&self) -> String {
+        match self.console.last_lines() {
+            lines if lines.is_empty() => " It wrote nothing: is the kernel one for a microvm?".into(),
+            lines => format!(" Its last words:\n{lines}"),
+        }
+    }
+
+    /// The socket that leads to the guest's ports.
+    pub fn vsock(&self) -> &Path {
+        &self.vsock
+    }
+
+    /// What the guest wrote on its console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Returns when the VM has ended, with how.
+    pub async fn ended(&mut self) -> String {
+        match self.qemu.wait().await {
+            Ok(status) => format!("the VM ended ({status}).{}", self.last_words()),
+            Err(error) => format!("the VM is gone ({error})"),
+        }
+    }
+}
+
+/// On the thread that lives as long as the process: see [`die_with_parent`].
+fn spawn(mut command: Command) -> std::io::Result<Child> {
+    command.kill_on_drop(true);
+    // A Ctrl-C at the terminal is for the container, not for the VM.
+    command.process_group(0);
+    die_with_parent(command.as_std_mut());
+    command.spawn()
+}
+
+/// Starts the vsock device and waits until it listens.
+async fn start_device(spec: &VmSpec) -> Result<Child> {
+    let mut command = Command::new(&spec.layout.vsock_device);
+    let vm = format!("guest-cid=3,socket={},uds-path={}", spec.vhost_socket().display(), spec.vsock().display());
+    command.args(["--vm", &vm]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut device = spawn(command).with_context(|| format!("start {}", spec.layout.vsock_device.display()))?;
+    let stderr = device.stderr.take().context("the vsock device has no standard error")?;
+    let complaints = Console::follow(stderr, &spec.dir.join("vsock.log"))?;
+    let deadline = Instant::now() + DEVICE_WITHIN;
+    // It says nothing when it is ready; its socket appears.
+    while !spec.vhost_socket().exists() {
+        if let Some(status) = device.try_wait().context("wait for the vsock device")? {
+            sleep(Duration::from_millis(50)).await;
+            bail!("the vsock device ended ({status}): {}", complaints.last_lines());
+        }
+        if Instant::now() >= deadline {
+            bail!("the vsock device does not listen after {} s", DEVICE_WITHIN.as_secs());
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(accelerator: Accelerator) -> VmSpec {
+        VmSpec {
+            layout: Layout { kernel: "/k".into(), image: "/i".into(), vsock_device: "/v".into() },
+            dir: "/run/nacre/a".into(),
+            accelerator,
+            cpus: 2,
+            memory: Size::mib(512),
+            kernel_args: vec!["agent.log=debug".into()],
+        }
+    }
+
+    #[test]
+    fn an_emulated_guest_is_told_its_clock_and_a_real_one_is_not() {
+        let line = spec(Accelerator::Tcg).command_line(Some(2_600_000));
+        assert!(line.contains("no_timer_check tsc_early_khz=2600000"), "{line}");
+        assert!(line.ends_with("nacre.ready_port=1030 agent.log=debug"), "{line}");
+        assert!(!spec(Accelerator::Kvm).command_line(Some(1)).contains("tsc_early"));
+    }
+
+    #[test]
+    fn the_machine_is_what_was_asked_for() {
+        let arguments = spec(Accelerator::Kvm).arguments(None).join(" ");
+        for expected in [
+            "-accel kvm -cpu host -smp 2 -m 512M",
+            "memory-backend-memfd,id=memory,size=512M,share=on",
+            "-kernel /k -initrd /i",
+            "socket,id=vsock,path=/run/nacre/a/vhost.sock",
+        ] {
+            assert!(arguments.contains(expected), "{expected}: {arguments}");
+        }
+    }
+}
