@@ -1,13 +1,15 @@
 //! Starting a worker and hearing from it.
 
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
+use crate::store::layers;
 use crate::{Event, Image, Kind, Request};
 
-/// The longest line of a worker: a configuration is at most 8 MiB, escaped.
+/// The longest line of a worker: a configuration has at most 8 MiB, and escapes may lengthen it.
 const MAX_LINE: u64 = 64 << 20;
 
 /// How much of a worker's last words is kept.
@@ -32,6 +34,9 @@ pub enum Error {
         /// Why it was not.
         source: std::io::Error,
     },
+    /// What the worker says can't be true.
+    #[error("the image puller names {0:?}, which is no layer of the store")]
+    Foreign(PathBuf),
     /// The worker ended without a result.
     #[error("the image puller ended without a result ({status}){words}")]
     Died {
@@ -47,12 +52,13 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Error::Failed { kind, .. } => *kind,
-            Error::Io { .. } | Error::Died { .. } => Kind::Internal,
+            Error::Io { .. } | Error::Foreign(_) | Error::Died { .. } => Kind::Internal,
         }
     }
 }
 
-/// Has a worker, started by `command`, pull what `request` says; `on_event` hears how far it is. Dropping the future ends the worker.
+/// Has a worker, started by `command`, pull what `request` says; `on_event` hears how far it is. Dropping the future
+/// ends the worker.
 ///
 /// # Errors
 /// Why there is no image.
@@ -87,7 +93,7 @@ pub async fn pull(mut command: Command, request: Request, mut on_event: impl FnM
             serde_json::from_slice(&line).map_err(|error| io("understand the image puller")(error.into()))?;
         on_event(&event);
         match event {
-            Event::Done(image) => break Some(Ok(*image)),
+            Event::Done(image) => break Some(check(*image, &request.store)),
             Event::Failed { kind, message } => break Some(Err(Error::Failed { kind, message })),
             _ => {}
         }
@@ -100,5 +106,70 @@ pub async fn pull(mut command: Command, request: Request, mut on_event: impl FnM
             let words = if words.is_empty() { words } else { format!(": {words}") };
             Err(Error::Died { status: status.to_string(), words })
         }
+    }
+}
+
+/// The worker has parsed what strangers sent; what it names is going to be mounted.
+fn check(image: Image, store: &Path) -> Result<Image, Error> {
+    let ours = |layer: &&PathBuf| {
+        let name = layer.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        let digest = name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        digest && **layer == layers(store).join(&*name)
+    };
+    match image.layers.iter().find(|layer| !ours(layer)) {
+        Some(foreign) => Err(Error::Foreign(foreign.clone())),
+        None => Ok(image),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(layer: &str) -> Image {
+        let config = serde_json::json!({ "os": "linux", "architecture": "amd64",
+            "rootfs": { "type": "layers", "diff_ids": [] } });
+        Image {
+            reference: "a".into(),
+            manifest_digest: "sha256:0".into(),
+            layers: vec![layer.into()],
+            config: serde_json::from_value(config).unwrap(),
+        }
+    }
+
+    fn request() -> Request {
+        Request { reference: "a".into(), store: "/s".into(), auth: None, ca_pem: None, skip_tls_verification: false }
+    }
+
+    /// A worker that says `said`, whatever it is asked.
+    async fn worker(said: &str) -> (Result<Image, Error>, usize) {
+        let mut command = Command::new("sh");
+        command.args(["-c", "cat >/dev/null; printf '%s' \"$0\"; echo last words >&2", said]);
+        let mut heard = 0;
+        let result = pull(command, request(), |_| heard += 1).await;
+        (result, heard)
+    }
+
+    #[tokio::test]
+    async fn what_a_worker_says_is_heard_and_judged() {
+        let layer = format!("/s/layers/{}", "0a".repeat(32));
+        let done = |layer: &str| serde_json::to_string(&Event::Done(Box::new(image(layer)))).unwrap() + "\n";
+        let (result, heard) = worker(&format!("\"Resolving\"\n{}", done(&layer))).await;
+        assert_eq!((result.unwrap(), heard), (image(&layer), 2));
+
+        for foreign in ["/etc", "/s/layers/../../etc", "/s/partial/x/root", &layer.to_uppercase()] {
+            assert!(matches!(worker(&done(foreign)).await.0, Err(Error::Foreign(_))), "{foreign}");
+        }
+        let failed = Event::Failed { kind: Kind::NotFound, message: "no such image".into() };
+        let (result, _) = worker(&(serde_json::to_string(&failed).unwrap() + "\n")).await;
+        assert_eq!(result.unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_dies_is_quoted() {
+        let error = worker("\"Resolving\"\n").await.0.unwrap_err();
+        assert!(matches!(error, Error::Died { .. }), "{error}");
+        assert!(error.to_string().contains("last words"), "{error}");
+        assert!(matches!(worker("garbage\n").await.0, Err(Error::Io { .. })));
     }
 }

@@ -1,5 +1,7 @@
 //! Why a pull ended.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 /// Whose fault it was, and so what a caller may do about it.
@@ -12,7 +14,7 @@ pub enum Kind {
     /// The registry wants other credentials.
     Unauthorized,
     /// The registry's certificate is signed by nobody that is trusted.
-    UntrustedCertificate,
+    UntrustedCa,
     /// The registry can't be reached.
     Unreachable,
     /// The registry stopped sending.
@@ -42,52 +44,91 @@ impl Error {
         Error { kind, message: message.into() }
     }
 
+    pub(crate) fn bad_image(message: impl Into<String>) -> Error {
+        Error::new(Kind::BadImage, message)
+    }
+
     /// A failure of the system at `act`. A full disk is told apart, for it has another remedy.
-    pub(crate) fn system(act: impl std::fmt::Display, error: impl Into<std::io::Error>) -> Error {
+    pub(crate) fn system(act: impl std::fmt::Display, error: impl Into<io::Error>) -> Error {
         let error = error.into();
-        if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) {
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             return Error::new(Kind::NoSpace, format!("{act}: the image store is full: give the VM more memory"));
         }
         Error::new(Kind::Internal, format!("{act}: {error}"))
     }
+
+    /// The same error, with what it is about.
+    pub(crate) fn context(self, what: impl std::fmt::Display) -> Error {
+        Error { message: format!("{what}: {}", self.message), ..self }
+    }
+
+    /// What a reader of ours failed with: an error of ours that came through it, or the data's fault.
+    pub(crate) fn reading(act: &str, error: io::Error) -> Error {
+        match error.downcast::<Error>() {
+            Ok(own) => own,
+            Err(error) => Error::bad_image(format!("{act}: {error}")),
+        }
+    }
 }
 
-/// Sorts what skopeo says. Its texts are its own and its libraries'; what is not known stays as it is.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        io::Error::other(error)
+    }
+}
+
+/// What skopeo and its libraries say, in lower case, and what it means. The first row that fits counts; the order
+/// matters, for texts quote each other.
+const MEANINGS: [(Kind, &str, &[&str]); 8] = [
+    (
+        Kind::UntrustedCa,
+        "nobody this guest trusts has signed the registry's certificate: give its CA (--tls-ca FILE)",
+        &["x509:", "tls: failed to verify", "certificate signed by unknown", "tls: bad certificate"],
+    ),
+    (
+        Kind::Unreachable,
+        "the registry speaks no TLS: is the address right?",
+        &["server gave http response to https client", "first record does not look like a tls handshake"],
+    ),
+    (
+        Kind::Unauthorized,
+        "the registry refuses: are the user name and password right, and may they pull this image?",
+        &["unauthorized", "authentication required", "access to the resource is denied", "denied", "forbidden"],
+    ),
+    (
+        Kind::NotFound,
+        "the registry has no such image: are its name and tag right?",
+        &["manifest unknown", "name unknown", "repository name not known", "blob unknown", "404", "not found"],
+    ),
+    (
+        Kind::Unreachable,
+        "the registry can't be reached: is it up, and does the guest's network lead there?",
+        &["connection refused", "no such host", "network is unreachable", "no route to host", "dial tcp", "lookup "],
+    ),
+    (
+        Kind::BadImage,
+        "there is no image for this machine",
+        &["no image found", "choose an image for", "unsupported", "unknown mime", "invalid character"],
+    ),
+    (
+        Kind::Corrupt,
+        "the registry serves something else than the manifest names: push the image again",
+        &["does not match", "corrupted", "verification error", "digest mismatch"],
+    ),
+    (
+        Kind::Stalled,
+        "the registry ended the transfer early: try again",
+        &["unexpected eof", "connection reset", "broken pipe", "expected ", "timeout", "eof"],
+    ),
+];
+
+/// Sorts what skopeo says. Its texts are its own and its libraries'; one that is not known is passed on as it is.
 pub(crate) fn from_proxy(act: &str, text: &str) -> Error {
     let lower = text.to_lowercase();
-    let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    let (kind, advice) =
-        if has(&["x509:", "certificate signed by unknown", "tls: failed to verify", "server gave http response"]) {
-            (Kind::UntrustedCertificate, "is the registry's CA given?")
-        } else if has(&[
-            "unauthorized",
-            "authentication required",
-            "access to the resource is denied",
-            "denied:",
-            "invalid username/password",
-        ]) {
-            (Kind::Unauthorized, "are the credentials right, and may they pull this image?")
-        } else if has(&["manifest unknown", "name unknown", "not found", "repository name not known"]) {
-            (Kind::NotFound, "are the image's name and tag right?")
-        } else if has(&[
-            "connection refused",
-            "no such host",
-            "i/o timeout",
-            "network is unreachable",
-            "no route to host",
-            "dial tcp",
-        ]) {
-            (Kind::Unreachable, "is the registry up, and does the guest reach it?")
-        } else if has(&["does not match", "digest", "verification error"]) {
-            (Kind::Corrupt, "the registry does not serve what the manifest names")
-        } else if has(&["no image found", "unsupported", "choose an image for"]) {
-            (Kind::BadImage, "is there an image for this platform?")
-        } else if has(&["unexpected eof", "connection reset", "expected"]) {
-            (Kind::Stalled, "the registry ended the transfer early; try again")
-        } else {
-            (Kind::Internal, "the registry client failed")
-        };
-    Error::new(kind, format!("{act}: {advice} ({})", text.trim()))
+    let known = MEANINGS.iter().find(|(_, _, words)| words.iter().any(|word| lower.contains(word)));
+    let (kind, meaning) = known.map_or((Kind::Internal, "the registry client failed"), |(kind, text, _)| (*kind, text));
+    let said: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(1000).collect();
+    Error::new(kind, format!("{act}: {meaning} [{said}]"))
 }
 
 #[cfg(test)]
@@ -99,12 +140,25 @@ mod tests {
         for (text, kind) in [
             ("reading manifest 1 in h:5000/x: manifest unknown: manifest unknown", Kind::NotFound),
             ("reading manifest 1 in h:5000/x: unauthorized: authentication required", Kind::Unauthorized),
-            ("pinging container registry h: x509: certificate signed by unknown authority", Kind::UntrustedCertificate),
+            ("pinging container registry h: x509: certificate signed by unknown authority", Kind::UntrustedCa),
             ("pinging container registry h: dial tcp 1.2.3.4:443: connect: connection refused", Kind::Unreachable),
-            ("corrupted blob, expecting sha256:aa, got sha256:bb: does not match", Kind::Corrupt),
+            ("http: server gave HTTP response to HTTPS client", Kind::Unreachable),
+            ("corrupted blob, expecting sha256:aa, got sha256:bb", Kind::Corrupt),
+            ("reading blob: unexpected EOF", Kind::Stalled),
             ("something else", Kind::Internal),
         ] {
             assert_eq!(from_proxy("open", text).kind, kind, "{text}");
         }
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_the_client_says() {
+        assert!(!from_proxy("open x", "a\nb\r\nc").message.contains(['\n', '\r']));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart() {
+        assert_eq!(Error::system("write", rustix::io::Errno::NOSPC).kind, Kind::NoSpace);
+        assert_eq!(Error::system("write", rustix::io::Errno::IO).kind, Kind::Internal);
     }
 }

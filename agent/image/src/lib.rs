@@ -1,18 +1,27 @@
 //! The image engine: a reference in, verified layers and the image's configuration out.
 //!
-//! A pull runs in a process of its own ([`worker`]), started by [`client::pull`]: it parses what a registry sends, and whoever breaks it has
-//! broken nothing else. Each layer streams from the registry through digest, decompression and DiffID into its directory, which appears in
-//! the store by a rename and only when both digests are right. [`merge`] applies an image's configuration to a process.
+//! A pull runs in a process of its own ([`worker`]), started by [`client::pull`]: it parses what a registry sends, and
+//! whoever breaks it has broken nothing else. Each layer streams from the registry through digest, decompression and
+//! DiffID into its directory, which appears in the store by a rename and only when both digests are right. [`merge`]
+//! applies an image's configuration to a process.
 
 pub mod client;
-mod error;
-pub mod merge;
+pub mod worker;
+
 mod reference;
 mod registry;
-mod store;
+
+mod layer;
+
+mod archive;
 mod stream;
 mod unpack;
-pub mod worker;
+
+mod store;
+
+pub mod merge;
+
+mod error;
 
 pub use error::Kind;
 
@@ -24,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 /// What to pull, from where, to where.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Request {
     /// The image: `registry/name:tag` or `registry/name@sha256:…`.
     pub reference: String,
@@ -31,7 +41,7 @@ pub struct Request {
     pub store: PathBuf,
     /// Who asks.
     pub auth: Option<Auth>,
-    /// Certificates to trust, instead of the system's.
+    /// Certificates to trust, besides the system's.
     pub ca_pem: Option<String>,
     /// Take any certificate, or none. For development.
     pub skip_tls_verification: bool,
@@ -39,6 +49,7 @@ pub struct Request {
 
 /// Credentials.
 #[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Auth {
     /// The user's name.
     pub username: String,
@@ -85,13 +96,13 @@ pub enum Event {
 }
 
 /// An image whose layers are unpacked.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Image {
     /// As it was asked for.
     pub reference: String,
     /// The manifest's digest.
     pub manifest_digest: String,
-    /// The layers' directories, the lowest first.
+    /// The layers' directories, the lowest first, none twice: overlayfs takes no directory twice.
     pub layers: Vec<PathBuf>,
     /// The image's configuration.
     pub config: ImageConfiguration,

@@ -1,47 +1,52 @@
 //! `nacre-pull`: the image engine on a command line, for use and measurement outside a VM.
 
+use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use nacre_pull::{Auth, Request, worker};
 
 const HELP: &str = "\
 Pulls an image: verified, unpacked layers in a directory, and its configuration as JSON on standard output.
 
-  nacre-pull [--store DIR] [--ca FILE] [--creds USER:PASSWORD] [--insecure] REFERENCE
+  nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE] [--insecure] [--silence SECONDS] REFERENCE
+  nacre-pull worker [SECONDS]
 
-  --store DIR            where layers are kept; the default is ./nacre-layers
-  --ca FILE              certificates to trust (PEM)
-  --creds USER:PASSWORD  who asks
-  --insecure             take any certificate, or none
+  --store DIR         where layers are kept; the default is ./nacre-layers
+  --ca FILE           certificates to trust besides the system's (PEM)
+  --creds-file FILE   who asks: USER:PASSWORD in the file's first line
+  --insecure          take any certificate, or none
+  --silence SECONDS   how long the registry may send nothing; the default is 30
+
+A worker reads its request from standard input, as the agent writes it, and takes that time as its argument.
 
 Example:
-  nacre-pull --store /var/tmp/layers registry.example/app:1
+  nacre-pull pull --store /var/tmp/layers registry.example/app:1
 ";
 
+/// How long the registry may send nothing.
+const SILENCE: Duration = Duration::from_secs(30);
+
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1).peekable();
-    if args.peek().is_some_and(|arg| arg == "worker") {
-        return worker::main();
-    }
-    match parse(args) {
-        Ok(Some(request)) => run(&request).unwrap_or_else(|error| {
-            eprintln!("nacre-pull: {error}");
-            ExitCode::FAILURE
-        }),
-        Ok(None) => {
-            eprint!("{HELP}");
-            ExitCode::SUCCESS
+    let mut args = std::env::args().skip(1);
+    let result = match args.next().as_deref() {
+        Some("pull") => parse(args).and_then(|(request, silence)| pull(&request, silence)),
+        Some("worker") => args.next().map_or(Ok(SILENCE), |text| seconds(&text)).map(worker::run),
+        Some("--help" | "-h" | "help") | None => {
+            let _ = std::io::stdout().write_all(HELP.as_bytes()); // who closed it does not want it
+            Ok(ExitCode::SUCCESS)
         }
-        Err(reason) => {
-            eprintln!("nacre-pull: {reason}; see nacre-pull --help");
-            ExitCode::from(2)
-        }
-    }
+        Some(other) => Err(format!("there is no command {other:?}")),
+    };
+    result.unwrap_or_else(|reason| {
+        eprintln!("nacre-pull: {reason}; see nacre-pull --help");
+        ExitCode::from(2)
+    })
 }
 
-fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Request>, String> {
+fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), String> {
     let mut request = Request {
         reference: String::new(),
         store: PathBuf::from("nacre-layers"),
@@ -49,34 +54,49 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Request>, Stri
         ca_pem: None,
         skip_tls_verification: false,
     };
+    let mut silence = SILENCE;
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
         match arg.as_str() {
-            "--help" | "-h" => return Ok(None),
             "--insecure" => request.skip_tls_verification = true,
             "--store" => request.store = value()?.into(),
-            "--ca" => {
-                let path = value()?;
-                request.ca_pem = Some(std::fs::read_to_string(&path).map_err(|error| format!("read {path}: {error}"))?);
-            }
-            "--creds" => {
-                let value = value()?;
-                let (username, password) = value.split_once(':').ok_or("--creds wants USER:PASSWORD")?;
+            "--silence" => silence = seconds(&value()?)?,
+            "--ca" => request.ca_pem = Some(read(&value()?)?),
+            "--creds-file" => {
+                let text = read(&value()?)?;
+                let line = text.lines().next().unwrap_or_default();
+                let (username, password) = line.split_once(':').ok_or("the credentials are not USER:PASSWORD")?;
                 request.auth = Some(Auth { username: username.into(), password: password.into() });
             }
-            option if option.starts_with('-') => return Err(format!("unknown option {option}")),
+            option if option.starts_with('-') => return Err(format!("there is no option {option}")),
             _ if request.reference.is_empty() => request.reference = arg,
             _ => return Err(format!("one reference too many: {arg}")),
         }
     }
-    if request.reference.is_empty() { Err("which image?".into()) } else { Ok(Some(request)) }
+    if request.reference.is_empty() { Err("which image?".into()) } else { Ok((request, silence)) }
+}
+
+fn read(path: &str) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("read {path}: {error}"))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(|| format!("{text:?} is no number of seconds from 1 to 3600"))
 }
 
 /// The worker's events go to standard output as they are.
-fn run(request: &Request) -> std::io::Result<ExitCode> {
-    let mut child = Command::new(std::env::current_exe()?).arg("worker").stdin(Stdio::piped()).spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&serde_json::to_vec(request)?)?;
-    }
-    Ok(if child.wait()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+fn pull(request: &Request, silence: Duration) -> Result<ExitCode, String> {
+    let run = || -> std::io::Result<bool> {
+        let mut worker = Command::new(std::env::current_exe()?);
+        worker.arg("worker").arg(silence.as_secs().to_string()).stdin(Stdio::piped());
+        nacre_sys::lifeline::die_with_parent(&mut worker);
+        let mut child = worker.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(&serde_json::to_vec(request)?)?;
+        }
+        Ok(child.wait()?.success())
+    };
+    let whole = run().map_err(|error| format!("run a worker: {error}"))?;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,8 +1,9 @@
 //! An image's configuration, applied to a process (image specification, "conversion.md").
 //!
-//! Names of users and groups are looked up in the image's own files, which are as hostile as the rest of it: they are opened inside the
-//! root, must be regular files, and are read to a limit.
+//! Names of users and groups are looked up in the image's own files, which are as hostile as the rest of it: they are
+//! opened inside the root, must be regular files, and are read to a limit.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::BorrowedFd;
@@ -104,10 +105,12 @@ pub fn process(
 
 /// The image's variables, each replaced by the caller's of the same name; the caller's others after them.
 fn merge_env(image: Vec<String>, given: Vec<String>) -> Vec<String> {
-    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_string();
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut merged: Vec<String> = Vec::new();
     for variable in image.into_iter().chain(given) {
-        match merged.iter_mut().find(|known| name(known) == name(&variable)) {
+        let name = variable.split('=').next().unwrap_or_default().to_string();
+        let place = *places.entry(name).or_insert(merged.len());
+        match merged.get_mut(place) {
             Some(known) => *known = variable,
             None => merged.push(variable),
         }
@@ -122,17 +125,17 @@ struct Account {
     home: String,
 }
 
-/// Who `user[:group]` is. Nothing named: whom the caller names, root by default.
+/// Who `user[:group]` is. A caller that names another than root has decided; so do nodes on a pod's `runAsUser`.
 fn account(text: &str, process: &Process, rootfs: BorrowedFd<'_>) -> Result<Account, Error> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),
     };
     let asked = process.user();
-    let (user, gid) = match user {
-        "" if group.is_none() && asked.uid() != 0 => (asked.uid().to_string(), Some(asked.gid())),
-        "" => ("0".to_string(), None),
-        name => (name.to_string(), None),
+    let (user, group, gid) = match user {
+        _ if asked.uid() != 0 => (asked.uid().to_string(), None, Some(asked.gid())),
+        "" => ("0".to_string(), group, None),
+        name => (name.to_string(), group, None),
     };
     let passwd = read(rootfs, "etc/passwd");
     let line = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| match fields[..] {
@@ -176,12 +179,15 @@ fn groups_of(file: &str, user: &str, primary: u32) -> Vec<u32> {
 /// A text file of the image; one that is absent, no file, or too large reads as empty, and names in it are not found.
 fn read(rootfs: BorrowedFd<'_>, path: &str) -> String {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK; // a FIFO must not make us wait
-    let Ok(fd) = rustix::fs::openat2(rootfs, path, flags, Mode::empty(), resolve) else { return String::new() };
-    let regular =
-        rustix::fs::fstat(&fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+    let open = |flags| rustix::fs::openat2(rootfs, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+    // Opening a device may do something, and opening a FIFO may wait: looking at it does neither.
+    let regular = open(OFlags::PATH).and_then(rustix::fs::fstat);
+    if !regular.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile) {
+        return String::new();
+    }
+    let Ok(fd) = open(OFlags::RDONLY | OFlags::NONBLOCK) else { return String::new() };
     let mut bytes = Vec::new();
-    if !regular || File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).is_err() || bytes.len() as u64 > MAX_FILE {
+    if File::from(fd).take(MAX_FILE + 1).read_to_end(&mut bytes).is_err() || bytes.len() as u64 > MAX_FILE {
         return String::new();
     }
     String::from_utf8_lossy(&bytes).into_owned()
@@ -256,6 +262,15 @@ mod tests {
                 Err(text) => assert!(result.unwrap_err().to_string().contains(text), "{user}"),
             }
         }
+    }
+
+    #[test]
+    fn a_caller_that_names_a_user_has_decided() {
+        use serde_json::json;
+        let given = json!({ "user": { "uid": 1000, "gid": 5, "additionalGids": [9] } });
+        let process = merged(json!({ "User": "web:staff", "Cmd": ["x"] }), given, ArgsRule::Full).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (1000, 5));
+        assert_eq!(process.user().additional_gids().as_deref(), Some(&[9][..]));
     }
 
     #[test]

@@ -8,6 +8,9 @@ const MAX_LENGTH: usize = 1024;
 /// What a reference without a registry means.
 const DEFAULT_REGISTRY: &str = "docker.io";
 
+/// The bytes of a SHA-256 digest.
+pub(crate) type Sha256 = [u8; 32];
+
 /// Refuses what can't be the name of an image, before any of it reaches another program.
 pub(crate) fn check(reference: &str) -> Result<()> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]+".contains(c);
@@ -15,6 +18,9 @@ pub(crate) fn check(reference: &str) -> Result<()> {
     if !first || reference.len() > MAX_LENGTH || !reference.chars().all(legal) {
         let shown: String = reference.chars().take(80).collect();
         return Err(Error::new(Kind::BadRequest, format!("{shown:?} is no image reference (registry/name:tag)")));
+    }
+    if let Some((_, digest)) = reference.split_once('@') {
+        sha256(digest).map_err(|error| Error::new(Kind::BadRequest, format!("{reference}: {error}")))?;
     }
     Ok(())
 }
@@ -27,12 +33,23 @@ pub(crate) fn registry(reference: &str) -> &str {
     }
 }
 
+/// What to open. A digest says all, and skopeo refuses a tag beside it, so the tag goes.
+pub(crate) fn transport(reference: &str) -> String {
+    let Some((name, digest)) = reference.split_once('@') else {
+        return format!("docker://{reference}");
+    };
+    let (path, last) = name.rsplit_once('/').map_or(("", name), |(path, last)| (path, last));
+    let last = last.split_once(':').map_or(last, |(last, _)| last);
+    let slash = if path.is_empty() { "" } else { "/" };
+    format!("docker://{path}{slash}{last}@{digest}")
+}
+
 /// The bytes of a `sha256:` digest.
-pub(crate) fn sha256(digest: &str) -> Result<[u8; 32]> {
-    let bytes = digest.strip_prefix("sha256:").and_then(|text| hex::decode(text).ok());
-    bytes
+pub(crate) fn sha256(digest: &str) -> Result<Sha256> {
+    let text = digest.strip_prefix("sha256:").filter(|text| !text.contains(|c: char| c.is_ascii_uppercase()));
+    text.and_then(|text| hex::decode(text).ok())
         .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| Error::new(Kind::BadImage, format!("{digest:?} is no sha256 digest")))
+        .ok_or_else(|| Error::bad_image(format!("{digest:.100?} is no sha256 digest")))
 }
 
 #[cfg(test)]
@@ -41,13 +58,27 @@ mod tests {
 
     #[test]
     fn a_reference_is_plain_text_without_surprises() {
-        for good in ["alpine", "10.0.2.2:5000/a/b:1", "[::1]:5000/a", "ghcr.io/a@sha256:00"] {
+        let pinned = format!("ghcr.io/a@sha256:{}", "0a".repeat(32));
+        for good in ["alpine", "10.0.2.2:5000/a/b:1", "[::1]:5000/a", &pinned] {
             assert!(check(good).is_ok(), "{good}");
         }
-        for bad in ["", "-o", "a b", "a\nb", "/a", "a;b", &"a".repeat(1025)] {
+        for bad in ["", "-o", "a b", "a\nb", "/a", "a;b", "a@sha256:00", "a@", &"a".repeat(1025)] {
             assert!(check(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_registry_of_a_reference_is_a_host() {
         assert_eq!(registry("alpine"), "docker.io");
+        assert_eq!(registry("library/alpine"), "docker.io");
         assert_eq!(registry("localhost:5000/a"), "localhost:5000");
+    }
+
+    #[test]
+    fn a_tag_beside_a_digest_is_left_out() {
+        assert_eq!(transport("h:5000/a:1"), "docker://h:5000/a:1");
+        assert_eq!(transport("h:5000/a:1@sha256:0"), "docker://h:5000/a@sha256:0");
+        assert_eq!(transport("h:5000/a@sha256:0"), "docker://h:5000/a@sha256:0");
+        assert_eq!(transport("a:1@sha256:0"), "docker://a@sha256:0");
     }
 }

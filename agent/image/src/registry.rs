@@ -1,182 +1,300 @@
 //! The registry, through containers-image-proxy and skopeo behind it.
 //!
-//! Debian 12's skopeo speaks version 0.2.3 of the proxy's protocol. It has one thread, so a blob must be read to its declared end before
-//! it is finished, or every other request waits; and it does not close the pipe of a blob that ends early, so silence is what tells.
+//! Debian 12's skopeo speaks version 0.2.3 of the proxy's protocol, which sets the rules here. It has one thread, and
+//! to finish a blob that is still coming stops everything else: so a blob is read to its declared end first. It does
+//! not close the pipe of a blob that ended early: so a blob that is silent for a while is finished all the same, and
+//! then the proxy says what is wrong. And it enforces no policy.json, so none is promised.
 
-use std::fs;
+use std::cell::Cell;
+use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use containers_image_proxy::{ImageProxy, ImageProxyConfig, OpenedImage};
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifest};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageManifest, MediaType};
+use rustix::fs::MemfdFlags;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 use tokio::io::{AsyncBufRead, AsyncReadExt as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::{Error, Kind, Result, from_proxy};
-use crate::{Request, reference};
+use crate::{Auth, Request, reference};
 
-/// How long a registry may say nothing.
-const SILENCE: Duration = Duration::from_secs(30);
+/// After how much silence of a blob the proxy is asked what became of it.
+const DOUBT: Duration = Duration::from_secs(3);
 
-/// How long the proxy may take to say why a blob ended, or to end itself.
+/// How long the proxy may take over a blob that has come.
 const PARTING: Duration = Duration::from_secs(2);
 
 /// The largest manifest and configuration.
-const MAX_MANIFEST: usize = 4 << 20;
-const MAX_CONFIG: usize = 8 << 20;
+const MAX_MANIFEST: u64 = 4 << 20;
+const MAX_CONFIG: u64 = 8 << 20;
 
 /// How much is read from the proxy at once.
-const CHUNK: usize = 256 << 10;
+const CHUNK: u64 = 256 << 10;
+
+type Answer<T> = std::result::Result<T, containers_image_proxy::Error>;
 
 /// An open image.
 pub(crate) struct Registry {
     proxy: ImageProxy,
     image: OpenedImage,
+    patience: Patience,
+}
+
+/// What the registry has of the image for this machine.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) manifest_digest: String,
+    pub(crate) manifest: ImageManifest,
+    pub(crate) config: ImageConfiguration,
 }
 
 impl Registry {
-    /// Opens the image. Secrets go to files in `private`, a directory of the caller's alone, and with it.
-    pub(crate) async fn open(request: &Request, private: &Path) -> Result<Registry> {
-        let proxy = timeout(SILENCE, ImageProxy::new_with_config(config(request, private)?)).await;
-        let proxy = proxy
-            .map_err(|_| Error::new(Kind::Internal, "start skopeo: it does not answer"))?
-            .map_err(|error| Error::new(Kind::Internal, format!("start skopeo: is it installed? ({error})")))?;
+    /// Opens the image. The registry may be silent for `silence`.
+    pub(crate) async fn open(request: &Request, silence: Duration) -> Result<Registry> {
+        let access = Access::prepare(request)?;
+        let patience = Patience { silence, heard: Cell::new(Instant::now()) };
+        let proxy = patience.wait("start skopeo", ImageProxy::new_with_config(access.config())).await?;
+        let proxy =
+            proxy.map_err(|error| Error::new(Kind::Internal, format!("start skopeo: is it installed? [{error}]")))?;
+        patience.hear();
         let act = format!("open {}", request.reference);
-        let image = within(&act, proxy.open_image(&format!("docker://{}", request.reference))).await?;
-        Ok(Registry { proxy, image })
+        let image = patience.wait(&act, proxy.open_image(&reference::transport(&request.reference))).await?;
+        let image = image.map_err(|error| from_proxy(&act, &error.to_string()))?;
+        // skopeo has read credentials and certificates by now; they go here.
+        drop(access);
+        patience.hear();
+        Ok(Registry { proxy, image, patience })
     }
 
-    /// The manifest for this platform, and its digest.
-    pub(crate) async fn manifest(&self) -> Result<(String, ImageManifest)> {
-        let (digest, bytes) = within("read the manifest", self.proxy.fetch_manifest_raw_oci(&self.image)).await?;
-        bounded("manifest", bytes.len(), MAX_MANIFEST)?;
-        reference::sha256(&digest)?;
-        let manifest = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::new(Kind::BadImage, format!("the manifest {digest}: {error}")))?;
-        Ok((digest, manifest))
+    /// The manifest and the configuration, each checked against its digest.
+    ///
+    /// skopeo chooses the manifest for this machine from an index, whose digest it has checked when the reference has
+    /// one; the index itself does not reach us. Nor do the bytes of a manifest in Docker's format, which it converts.
+    pub(crate) async fn find(&self, reference: &str) -> Result<Found> {
+        let (digest, bytes) = self.ask("read the manifest", self.proxy.fetch_manifest_raw_oci(&self.image)).await?;
+        bounded("manifest", bytes.len() as u64, MAX_MANIFEST)?;
+        let manifest: ImageManifest = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::bad_image(format!("the manifest {digest} makes no sense: {error}")))?;
+        let as_served = matches(&bytes, &digest)?;
+        let kind = manifest.config().media_type();
+        if *kind != MediaType::ImageConfig {
+            return Err(Error::bad_image(format!("{reference} is no container image: its configuration is {kind}")));
+        }
+        let config = if as_served { self.small(manifest.config()).await? } else { self.converted(&manifest).await? };
+        let config = serde_json::from_slice(&config)
+            .map_err(|error| Error::bad_image(format!("the image's configuration makes no sense: {error}")))?;
+        Ok(Found { manifest_digest: digest, manifest, config })
     }
 
-    /// The image's configuration. skopeo has checked its digest against the manifest's.
-    pub(crate) async fn config(&self) -> Result<ImageConfiguration> {
-        let bytes = within("read the configuration", self.proxy.fetch_config_raw(&self.image)).await?;
-        bounded("configuration", bytes.len(), MAX_CONFIG)?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Error::new(Kind::BadImage, format!("the configuration: {error}")))
+    /// A blob that fits into memory, checked.
+    async fn small(&self, blob: &Descriptor) -> Result<Vec<u8>> {
+        bounded("configuration", blob.size(), MAX_CONFIG)?;
+        let mut bytes = Vec::new();
+        self.blob(blob, async |piece: Vec<u8>| {
+            bytes.extend(piece);
+            true
+        })
+        .await?;
+        if matches(&bytes, blob.digest().as_ref())? {
+            Ok(bytes)
+        } else {
+            Err(corrupt("the configuration", blob.digest()))
+        }
     }
 
-    /// Reads a blob to its declared end and hands each piece to `take`; stops when `take` says so. Digests are the caller's to check.
+    /// The configuration of a converted manifest, which is in no registry.
+    async fn converted(&self, manifest: &ImageManifest) -> Result<Vec<u8>> {
+        let bytes = self.ask("read the configuration", self.proxy.fetch_config_raw(&self.image)).await?;
+        bounded("configuration", bytes.len() as u64, MAX_CONFIG)?;
+        let digest = manifest.config().digest();
+        if matches(&bytes, digest.as_ref())? { Ok(bytes) } else { Err(corrupt("the configuration", digest)) }
+    }
+
+    /// Reads a blob to its declared end and hands each piece to `take`; stops when `take` says so. The digest is the
+    /// caller's to check.
     pub(crate) async fn blob(&self, blob: &Descriptor, mut take: impl AsyncFnMut(Vec<u8>) -> bool) -> Result<()> {
         let act = format!("fetch {}", blob.digest());
-        let fail = |error: containers_image_proxy::Error| from_proxy(&act, &error.to_string());
-        let (mut reader, driver) = timeout(SILENCE, self.proxy.get_blob(&self.image, blob.digest(), blob.size()))
-            .await
-            .map_err(|_| stalled(&act))?
-            .map_err(fail)?;
-        let result = copy(&mut reader, blob.size(), &mut take).await;
+        let (mut reader, driver) = self.ask(&act, self.proxy.get_blob(&self.image, blob.digest(), blob.size())).await?;
+        tokio::pin!(driver);
+        let why = |error: containers_image_proxy::Error| from_proxy(&act, &error.to_string());
+        let mut left = blob.size();
+        let mut stage = Stage::Coming;
+        while left > 0 {
+            let (doubt, mut piece) = (Instant::now() + DOUBT.min(self.patience.silence / 2), Vec::new());
+            let n = {
+                let read = next_piece(&mut reader, &mut piece, left);
+                tokio::pin!(read);
+                loop {
+                    tokio::select! {
+                        n = &mut read => break n.map_err(|error| Error::system(&act, error))?,
+                        () = self.patience.end() => return Err(self.patience.stalled(&act)),
+                        () = sleep_until(doubt), if stage == Stage::Coming => stage = Stage::Asked,
+                        ended = &mut driver, if stage == Stage::Asked => {
+                            ended.map_err(why)?;
+                            stage = Stage::Sent;
+                        }
+                    }
+                }
+            };
+            if n == 0 {
+                if stage != Stage::Sent {
+                    self.patience.wait(&act, driver).await?.map_err(why)?;
+                }
+                return Err(Error::new(Kind::Stalled, format!("{act}: {left} bytes are missing: try again")));
+            }
+            self.patience.hear();
+            left = left.saturating_sub(n);
+            if !take(piece).await {
+                break;
+            }
+            self.patience.hear(); // slow unpacking is not the registry's silence
+        }
         drop(reader);
-        let parting = timeout(PARTING, driver).await;
-        match (result, parting) {
-            (Copied::All | Copied::Stopped, _) => Ok(()),
-            (Copied::Failed(_) | Copied::Silent, Ok(Err(error))) => Err(fail(error)),
-            (Copied::Failed(error), _) => Err(Error::system(act, error)),
-            (Copied::Silent, _) => Err(stalled(&act)),
+        if stage != Stage::Sent {
+            let _ = timeout(PARTING, driver).await; // all that was declared has come, and the caller checks it
         }
+        Ok(())
+    }
+
+    async fn ask<T>(&self, act: &str, answer: impl Future<Output = Answer<T>>) -> Result<T> {
+        let answer = self.patience.wait(act, answer).await?;
+        self.patience.hear();
+        answer.map_err(|error| from_proxy(act, &error.to_string()))
     }
 }
 
-enum Copied {
-    All,
-    Stopped,
-    Silent,
-    Failed(std::io::Error),
+/// How far a blob is.
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    Coming,
+    /// It was silent, so the proxy was asked to finish it. It answers when all is sent, or why that will not be; if it
+    /// was the network that is slow, other blobs wait for this one's end.
+    Asked,
+    /// All of it is in the pipe.
+    Sent,
 }
 
-async fn copy(
-    reader: &mut (impl AsyncBufRead + Unpin),
-    size: u64,
-    take: &mut impl AsyncFnMut(Vec<u8>) -> bool,
-) -> Copied {
-    let mut left = size;
-    while left > 0 {
-        let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-        let mut chunk = Vec::with_capacity(want);
-        let mut limited = (&mut *reader).take(want as u64);
-        match timeout(SILENCE, limited.read_buf(&mut chunk)).await {
-            Err(_) => return Copied::Silent,
-            Ok(Err(error)) => return Copied::Failed(error),
-            Ok(Ok(0)) => return Copied::Silent,
-            Ok(Ok(n)) => left = left.saturating_sub(n as u64),
-        }
-        if !take(chunk).await {
-            return Copied::Stopped;
+async fn next_piece(reader: &mut (impl AsyncBufRead + Unpin), piece: &mut Vec<u8>, left: u64) -> std::io::Result<u64> {
+    let want = left.min(CHUNK);
+    piece.reserve(usize::try_from(want).unwrap_or(0));
+    Ok(reader.take(want).read_buf(piece).await? as u64)
+}
+
+/// When the registry was last heard, whatever it said: while one blob comes, others may wait for their turn.
+struct Patience {
+    silence: Duration,
+    heard: Cell<Instant>,
+}
+
+impl Patience {
+    fn hear(&self) {
+        self.heard.set(Instant::now());
+    }
+
+    /// Returns when nothing has been heard for too long.
+    async fn end(&self) {
+        while self.heard.get() + self.silence > Instant::now() {
+            sleep_until(self.heard.get() + self.silence).await;
         }
     }
-    Copied::All
-}
 
-fn stalled(act: &str) -> Error {
-    Error::new(Kind::Stalled, format!("{act}: the registry sent nothing for {} s; try again", SILENCE.as_secs()))
-}
+    async fn wait<T>(&self, act: &str, answer: impl Future<Output = T>) -> Result<T> {
+        tokio::select! {
+            answer = answer => Ok(answer),
+            () = self.end() => Err(self.stalled(act)),
+        }
+    }
 
-async fn within<T>(
-    act: &str,
-    answer: impl Future<Output = std::result::Result<T, containers_image_proxy::Error>>,
-) -> Result<T> {
-    match timeout(2 * SILENCE, answer).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(from_proxy(act, &error.to_string())),
-        Err(_) => Err(Error::new(Kind::Stalled, format!("{act}: the registry did not answer; try again"))),
+    fn stalled(&self, act: &str) -> Error {
+        let seconds = self.silence.as_secs();
+        Error::new(Kind::Stalled, format!("{act}: the registry has sent nothing for {seconds} s: try again"))
     }
 }
 
-fn bounded(what: &str, length: usize, limit: usize) -> Result<()> {
+fn matches(bytes: &[u8], digest: &str) -> Result<bool> {
+    Ok(<[u8; 32]>::from(Sha256::digest(bytes)) == reference::sha256(digest)?)
+}
+
+fn corrupt(what: &str, digest: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Corrupt, format!("{what} {digest}: the registry serves something else: push the image again"))
+}
+
+fn bounded(what: &str, length: u64, limit: u64) -> Result<()> {
     if length <= limit {
         return Ok(());
     }
-    Err(Error::new(Kind::BadImage, format!("the {what} has {length} bytes, more than {limit}")))
+    Err(Error::bad_image(format!("the image's {what} has {length} bytes, more than {limit}")))
 }
 
-fn config(request: &Request, private: &Path) -> Result<ImageProxyConfig> {
-    let authfile = match &request.auth {
-        Some(auth) => {
-            let pair = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", auth.username, auth.password));
-            let registry = reference::registry(&request.reference);
-            let json = serde_json::json!({ "auths": { registry: { "auth": pair } } }).to_string();
-            Some(write(&private.join("auth.json"), json.as_bytes())?)
-        }
-        None => None,
-    };
-    let certificate_directory = match &request.ca_pem {
-        Some(pem) => {
-            let dir = private.join("certs");
-            fs::create_dir(&dir).map_err(|error| Error::system("make a directory for certificates", error))?;
-            write(&dir.join("ca.crt"), pem.as_bytes())?;
-            Some(dir)
-        }
-        None => None,
-    };
-    let mut skopeo = Command::new("skopeo");
-    skopeo.env("HOME", private).env("TMPDIR", private);
-    nacre_sys::lifeline::die_with_parent(&mut skopeo);
-    let mut config = ImageProxyConfig::default();
-    config.auth_anonymous = authfile.is_none();
-    config.authfile = authfile;
-    config.certificate_directory = certificate_directory;
-    config.insecure_skip_tls_verification = request.skip_tls_verification.then_some(true);
-    // This version of the proxy enforces no policy either way.
-    config.insecure_policy = Some(true);
-    config.skopeo_cmd = Some(skopeo);
-    Ok(config)
+/// What skopeo is to read: credentials in memory that no directory names, certificates in a directory of their own.
+struct Access<'a> {
+    request: &'a Request,
+    auth: Option<File>,
+    certificates: Option<TempDir>,
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<std::path::PathBuf> {
-    let mut options = fs::OpenOptions::new();
-    let file = options.write(true).create_new(true).mode(0o600).open(path);
-    file.and_then(|mut file| file.write_all(bytes))
-        .map_err(|error| Error::system(format!("write {}", path.display()), error))?;
-    Ok(path.to_path_buf())
+impl Access<'_> {
+    fn prepare(request: &Request) -> Result<Access<'_>> {
+        let auth = request.auth.as_ref().map(|auth| auth_file(&request.reference, auth)).transpose();
+        let certificates = request.ca_pem.as_deref().map(certificate_directory).transpose();
+        Ok(Access {
+            request,
+            auth: auth.map_err(|error| Error::system("keep the credentials", error))?,
+            certificates: certificates.map_err(|error| Error::system("write the certificates", error))?,
+        })
+    }
+
+    fn config(&self) -> ImageProxyConfig {
+        let mut skopeo = Command::new("skopeo");
+        // Whatever the user's home holds, it is not asked.
+        skopeo.env("HOME", "/nonexistent");
+        nacre_sys::lifeline::die_with_parent(&mut skopeo);
+        let mut config = ImageProxyConfig::default();
+        config.authfile = self.auth.as_ref().map(path_of);
+        config.auth_anonymous = self.auth.is_none();
+        config.certificate_directory = self.certificates.as_ref().map(|dir| dir.path().to_path_buf());
+        config.insecure_skip_tls_verification = self.request.skip_tls_verification.then_some(true);
+        config.skopeo_cmd = Some(skopeo);
+        config
+    }
+}
+
+fn auth_file(reference: &str, auth: &Auth) -> std::io::Result<File> {
+    let pair = STANDARD.encode(format!("{}:{}", auth.username, auth.password));
+    let json = serde_json::json!({ "auths": { reference::registry(reference): { "auth": pair } } });
+    let mut file = File::from(rustix::fs::memfd_create("auth.json", MemfdFlags::CLOEXEC)?);
+    file.write_all(json.to_string().as_bytes())?;
+    Ok(file)
+}
+
+fn path_of(file: &File) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
+}
+
+fn certificate_directory(pem: &str) -> std::io::Result<TempDir> {
+    let dir = tempfile::tempdir()?;
+    fs::write(dir.path().join("ca.crt"), pem)?;
+    Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_for_the_images_registry_and_in_no_directory() {
+        let auth = Auth { username: "u".into(), password: "p:w".into() };
+        let file = auth_file("registry.example:5000/a", &auth).unwrap();
+        let text = fs::read_to_string(path_of(&file)).unwrap();
+        assert_eq!(text, r#"{"auths":{"registry.example:5000":{"auth":"dTpwOnc="}}}"#);
+        assert!(!format!("{auth:?}").contains("p:w"));
+    }
 }

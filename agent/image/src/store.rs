@@ -1,14 +1,17 @@
 //! Where unpacked layers are kept: `layers/<DiffID>` whole, `partial/…` not yet.
 //!
-//! A layer moves from one to the other by a rename, so what stands in `layers` is whole. A partial one is locked by who writes it; one
-//! that nobody locks was left by a pull that died and goes.
+//! A layer moves from one to the other by a rename, so what stands in `layers` is whole. A partial one is locked by who
+//! writes it; one that nobody locks was left by a pull that died, and the next pull removes it. The key is the DiffID
+//! alone: a layer is unpacked by itself, so its directory depends on nothing below it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+use crate::reference::Sha256;
 
 /// The layers of one guest.
 #[derive(Debug, Clone)]
@@ -20,7 +23,7 @@ pub(crate) struct Store {
 #[derive(Debug)]
 pub(crate) struct Partial {
     dir: PathBuf,
-    lock: File,
+    _lock: File,
     kept: bool,
 }
 
@@ -28,62 +31,86 @@ impl Store {
     /// Opens the store, makes it if need be, and clears what a pull that died has left.
     pub(crate) fn open(root: &Path) -> Result<Store> {
         let store = Store { root: root.to_path_buf() };
-        for dir in [store.layers(), store.partial()] {
-            fs::create_dir_all(&dir).map_err(|error| Error::system(format!("create {}", dir.display()), error))?;
+        for dir in [layers(root), store.partial()] {
+            // Set-user-ID programs of an image are nobody's business before a container runs them.
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.map_err(|error| Error::system(format!("create {}", dir.display()), error))?;
         }
         store.sweep()?;
         Ok(store)
-    }
-
-    fn layers(&self) -> PathBuf {
-        self.root.join("layers")
     }
 
     fn partial(&self) -> PathBuf {
         self.root.join("partial")
     }
 
+    /// Nobody makes or sweeps partial layers while this is held: one that is not locked yet looks abandoned.
+    fn lock(&self) -> Result<File> {
+        let fail = |error| Error::system("lock the image store", error);
+        let dir = File::open(self.partial()).map_err(fail)?;
+        flock(&dir, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+        Ok(dir)
+    }
+
     fn sweep(&self) -> Result<()> {
+        let _lock = self.lock()?;
         let entries = fs::read_dir(self.partial()).map_err(|error| Error::system("list partial layers", error))?;
         for entry in entries.filter_map(std::result::Result::ok) {
             let Ok(dir) = File::open(entry.path()) else { continue };
-            if rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
-                let _ = fs::remove_dir_all(entry.path()); // another pull may sweep, too
+            if flock(&dir, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let gone = fs::remove_dir_all(entry.path());
+                gone.map_err(|error| Error::system(format!("remove {}", entry.path().display()), error))?;
             }
         }
         Ok(())
     }
 
     /// The directory of a whole layer, if there is one.
-    pub(crate) fn layer(&self, diff_id: &[u8; 32]) -> Option<PathBuf> {
-        let dir = self.layers().join(hex::encode(diff_id));
-        dir.is_dir().then_some(dir)
+    pub(crate) fn layer(&self, diff_id: &Sha256) -> Option<PathBuf> {
+        Some(self.place(diff_id)).filter(|dir| dir.is_dir())
+    }
+
+    fn place(&self, diff_id: &Sha256) -> PathBuf {
+        layers(&self.root).join(hex::encode(diff_id))
     }
 
     /// A new directory to unpack into.
     pub(crate) fn begin(&self) -> Result<Partial> {
         let fail = |error: std::io::Error| Error::system("make a directory for a layer", error);
-        let dir = tempfile::Builder::new().prefix("").rand_bytes(12).tempdir_in(self.partial()).map_err(fail)?.keep();
-        let lock = File::open(&dir).map_err(fail)?;
-        let partial = Partial { dir, lock, kept: false };
-        rustix::fs::flock(&partial.lock, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
-        fs::create_dir(partial.root()).map_err(fail)?;
+        let _lock = self.lock()?;
+        let dir = tempfile::Builder::new().prefix("").rand_bytes(12).tempdir_in(self.partial()).map_err(fail)?;
+        let lock = File::open(dir.path()).map_err(fail)?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| fail(error.into()))?;
+        let partial = Partial { dir: dir.keep(), _lock: lock, kept: false };
+        fs::DirBuilder::new().mode(0o755).create(partial.root()).map_err(fail)?;
         Ok(partial)
     }
 
     /// The layer is whole and what it says it is: keep it. When another pull was faster, its copy is as good.
-    pub(crate) fn keep(&self, mut partial: Partial, diff_id: &[u8; 32]) -> Result<PathBuf> {
-        let kept = self.layers().join(hex::encode(diff_id));
-        match fs::rename(partial.root(), &kept) {
+    pub(crate) fn keep(&self, mut partial: Partial, diff_id: &Sha256) -> Result<PathBuf> {
+        let place = self.place(diff_id);
+        match fs::rename(partial.root(), &place) {
             Ok(()) => {
                 partial.kept = true;
                 let _ = fs::remove_dir(&partial.dir); // empty now; the next sweep takes it otherwise
-                Ok(kept)
+                Ok(place)
             }
-            Err(_) if kept.is_dir() => Ok(kept),
-            Err(error) => Err(Error::system(format!("keep the layer {}", kept.display()), error)),
+            Err(_) if place.is_dir() => Ok(place),
+            Err(error) => Err(Error::system(format!("keep the layer {}", place.display()), error)),
         }
     }
+
+    /// Bytes that can still be written.
+    pub(crate) fn free(&self) -> Result<u64> {
+        let stat =
+            rustix::fs::statvfs(&self.root).map_err(|error| Error::system("ask for the store's space", error))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+/// Where the whole layers of a store are.
+pub(crate) fn layers(root: &Path) -> PathBuf {
+    root.join("layers")
 }
 
 impl Partial {
@@ -117,8 +144,10 @@ mod tests {
         fs::write(first.root().join("a"), "x").unwrap();
         assert!(store.layer(&id).is_none());
         let kept = store.keep(first, &id).unwrap();
+        fs::write(second.root().join("a"), "x").unwrap();
         assert_eq!(store.keep(second, &id).unwrap(), kept);
         assert!(store.layer(&id).unwrap().join("a").exists());
+        assert!(fs::read_dir(store.partial()).unwrap().next().is_none());
     }
 
     #[test]

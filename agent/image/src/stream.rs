@@ -6,8 +6,8 @@ use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Receiver;
 
-/// zstd windows above 128 MiB are refused: a decoder's memory is the sender's to choose otherwise.
-const MAX_WINDOW_LOG: u32 = 27;
+/// zstd windows above 32 MiB are refused, for the sender chooses a decoder's memory: levels to 20 need no more.
+const MAX_WINDOW_LOG: u32 = 25;
 
 /// The pieces of a blob, as a reader for a thread of its own. It ends when the sender does.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Read for Pieces {
                 None => return Ok(0),
             }
         }
-        let n = (&self.piece[self.at..]).read(buffer)?;
+        let n = self.piece.get(self.at..).unwrap_or_default().read(buffer)?;
         self.at += n;
         Ok(n)
     }

@@ -1,42 +1,41 @@
 //! The directory that a layer is unpacked into, written through descriptors only.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
-use tar::EntryType;
 
-use super::bad;
-use crate::error::{Error, Kind, Result};
+use super::MAX_DEPTH;
+use crate::archive::{Meta, Mtime, What};
+use crate::error::{Error, Result};
 
-/// The deepest directory that is removed when a later entry replaces it.
-const MAX_DEPTH: usize = 1024;
+/// The most memory for the paths of directories whose times are to be set.
+const MAX_TIMES: usize = 64 << 20;
 
-/// What an entry says of itself beside its content.
-#[derive(Debug)]
-pub(super) struct Attributes {
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: Timespec,
-    pub(super) xattrs: HashMap<Vec<u8>, Vec<u8>>,
-}
+/// The largest value of an extended attribute (xattr(7)).
+const MAX_XATTR: usize = 64 << 10;
 
 /// The layer's root, and what is to be done at its end.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: OwnedFd,
+    /// How deep the root itself is.
+    depth: usize,
     /// The directory of the last entry: archives go directory by directory.
     last: Option<(Vec<Vec<u8>>, OwnedFd)>,
     /// Times of directories, set when nothing in them changes any more.
-    times: Vec<(Vec<Vec<u8>>, Timespec)>,
+    times: Vec<(Vec<u8>, Mtime)>,
+    times_bytes: usize,
     buffer: Vec<u8>,
+}
+
+fn bad(reason: &str) -> Error {
+    Error::bad_image(reason)
 }
 
 fn fail(act: &str) -> impl Fn(Errno) -> Error {
@@ -51,10 +50,12 @@ impl Tree {
     pub(super) fn open(root: &Path) -> Result<Tree> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = rustix::fs::open(root, flags, Mode::empty()).map_err(fail("open the layer's directory"))?;
-        Ok(Tree { root, last: None, times: Vec::new(), buffer: vec![0; 128 << 10] })
+        let depth = depth(&root)?;
+        Ok(Tree { root, depth, last: None, times: Vec::new(), times_bytes: 0, buffer: vec![0; 128 << 10] })
     }
 
-    /// Opens a directory of the layer; what is missing of the way is made. Links are followed as a container would follow them.
+    /// Opens a directory of the layer; what is missing of the way is made. Links are followed as a container would
+    /// follow them.
     fn parent(&mut self, names: &[Vec<u8>]) -> Result<BorrowedFd<'_>> {
         let known = self.last.as_ref().is_some_and(|(path, _)| path == names);
         if !known {
@@ -63,6 +64,10 @@ impl Tree {
                 Err(Errno::NOTDIR | Errno::LOOP) => return Err(bad("a part of its path is no directory")),
                 other => other.map_err(fail("open its directory"))?,
             };
+            // Through links, paths that are short each can add up.
+            if depth(&fd)? > self.depth + MAX_DEPTH {
+                return Err(bad("the path is too deep"));
+            }
             self.last = Some((names.to_vec(), fd));
         }
         match &self.last {
@@ -72,10 +77,13 @@ impl Tree {
     }
 
     fn open_inside(&self, names: &[Vec<u8>]) -> std::result::Result<OwnedFd, Errno> {
-        let path = if names.is_empty() { b".".to_vec() } else { names.join(&b'/') };
+        self.open_path(&if names.is_empty() { b".".to_vec() } else { names.join(&b'/') })
+    }
+
+    fn open_path(&self, path: &[u8]) -> std::result::Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        rustix::fs::openat2(&self.root, os(&path), flags, Mode::empty(), resolve)
+        rustix::fs::openat2(&self.root, os(path), flags, Mode::empty(), resolve)
     }
 
     fn make_way(&self, names: &[Vec<u8>]) -> Result<OwnedFd> {
@@ -89,6 +97,8 @@ impl Tree {
                         Err(Errno::EXIST) => return Err(bad("a part of its path is a link to nowhere")),
                         other => other.map_err(fail("make its directory"))?,
                     }
+                    let mode = Mode::from_raw_mode(0o755); // whatever the umask
+                    rustix::fs::chmodat(&at, os(name), mode, AtFlags::empty()).map_err(fail("make its directory"))?;
                     self.open_inside(way).map_err(fail("open its directory"))?
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => return Err(bad("a part of its path is no directory")),
@@ -115,7 +125,7 @@ impl Tree {
         Ok(kind == FileType::CharacterDevice && stat.st_rdev == 0)
     }
 
-    pub(super) fn directory(&mut self, parent: &[Vec<u8>], name: &[u8], attributes: &Attributes) -> Result<()> {
+    pub(super) fn directory(&mut self, parent: &[Vec<u8>], name: &[u8], meta: &Meta) -> Result<()> {
         let dir = self.parent(parent)?;
         let exists = match rustix::fs::statat(dir, os(name), AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
@@ -130,48 +140,44 @@ impl Tree {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(self.parent(parent)?, os(name), flags, Mode::empty());
         let made = made.map_err(fail("open the directory"))?;
-        apply(&made, attributes)?;
+        apply(&made, meta)?;
         if hidden {
             mark_opaque(&made)?;
         }
-        let mut path = parent.to_vec();
-        path.push(name.to_vec());
-        self.times.push((path, attributes.mtime));
+        let path = parent.iter().map(Vec::as_slice).chain([name]).collect::<Vec<_>>().join(&b'/');
+        self.keep_time(path, meta.mtime)
+    }
+
+    /// Remembers a time to be set when nothing changes any more.
+    fn keep_time(&mut self, path: Vec<u8>, mtime: Mtime) -> Result<()> {
+        self.times_bytes = self.times_bytes.saturating_add(path.len() + size_of::<(Vec<u8>, Mtime)>());
+        if self.times_bytes > MAX_TIMES {
+            return Err(bad("the layer has too many directories"));
+        }
+        self.times.push((path, mtime));
         Ok(())
     }
 
-    pub(super) fn file(
-        &mut self,
-        parent: &[Vec<u8>],
-        name: &[u8],
-        content: &mut impl Read,
-        attributes: &Attributes,
-    ) -> Result<()> {
+    pub(super) fn file(&mut self, parent: &[Vec<u8>], name: &[u8], content: &mut impl Read, meta: &Meta) -> Result<()> {
         self.clear(parent, name)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(self.parent(parent)?, os(name), flags, Mode::from_raw_mode(0o600));
         let mut file = File::from(made.map_err(fail("make the file"))?);
         copy(content, &mut file, &mut self.buffer)?;
         let fd = OwnedFd::from(file);
-        apply(&fd, attributes)?;
-        rustix::fs::futimens(&fd, &times(attributes.mtime)).map_err(fail("set its time"))
+        apply(&fd, meta)?;
+        rustix::fs::futimens(&fd, &times(meta.mtime)).map_err(fail("set its time"))
     }
 
-    pub(super) fn symlink(
-        &mut self,
-        parent: &[Vec<u8>],
-        name: &[u8],
-        target: &[u8],
-        attributes: &Attributes,
-    ) -> Result<()> {
+    pub(super) fn symlink(&mut self, parent: &[Vec<u8>], name: &[u8], target: &[u8], meta: &Meta) -> Result<()> {
         if target.is_empty() || target.len() > super::MAX_PATH || target.contains(&0) {
             return Err(bad("its target is no path"));
         }
         self.clear(parent, name)?;
         let dir = self.parent(parent)?;
         rustix::fs::symlinkat(os(target), dir, os(name)).map_err(fail("make the symbolic link"))?;
-        own(dir, name, attributes)?;
-        set_time(dir, name, attributes.mtime)
+        own(dir, name, meta)?;
+        set_time(dir, name, meta.mtime)
     }
 
     pub(super) fn hard_link(&mut self, parent: &[Vec<u8>], name: &[u8], target: &[Vec<u8>]) -> Result<()> {
@@ -194,27 +200,19 @@ impl Tree {
         }
     }
 
-    pub(super) fn node(
-        &mut self,
-        parent: &[Vec<u8>],
-        name: &[u8],
-        kind: EntryType,
-        (major, minor): (u32, u32),
-        attributes: &Attributes,
-    ) -> Result<()> {
+    pub(super) fn node(&mut self, parent: &[Vec<u8>], name: &[u8], node: &What, meta: &Meta) -> Result<()> {
         self.clear(parent, name)?;
-        let kind = match kind {
-            EntryType::Char => FileType::CharacterDevice,
-            EntryType::Block => FileType::BlockDevice,
-            _ => FileType::Fifo,
+        let (kind, device) = match *node {
+            What::Char(major, minor) => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
+            What::Block(major, minor) => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
+            _ => (FileType::Fifo, 0),
         };
         let dir = self.parent(parent)?;
-        let device = if kind == FileType::Fifo { 0 } else { rustix::fs::makedev(major, minor) };
         rustix::fs::mknodat(dir, os(name), kind, Mode::from_raw_mode(0o600), device).map_err(fail("make the node"))?;
-        own(dir, name, attributes)?;
-        rustix::fs::chmodat(dir, os(name), Mode::from_raw_mode(attributes.mode), AtFlags::empty())
+        own(dir, name, meta)?;
+        rustix::fs::chmodat(dir, os(name), Mode::from_raw_mode(meta.mode), AtFlags::empty())
             .map_err(fail("set its mode"))?;
-        set_time(dir, name, attributes.mtime)
+        set_time(dir, name, meta.mtime)
     }
 
     /// Hides `name` of the layers below. What this layer itself has under that name stays, but hides what is below it.
@@ -239,16 +237,15 @@ impl Tree {
         mark_opaque(&dir.map_err(fail("open the directory"))?)
     }
 
-    pub(super) fn root_attributes(&mut self, attributes: &Attributes) -> Result<()> {
-        apply(&self.root, attributes)?;
-        self.times.push((Vec::new(), attributes.mtime));
-        Ok(())
+    pub(super) fn root_attributes(&mut self, meta: &Meta) -> Result<()> {
+        apply(&self.root, meta)?;
+        self.keep_time(b".".to_vec(), meta.mtime)
     }
 
     pub(super) fn finish(self) -> Result<()> {
         for (path, time) in self.times.iter().rev() {
             // A later entry may have replaced it.
-            let Ok(dir) = self.open_inside(path) else { continue };
+            let Ok(dir) = self.open_path(path) else { continue };
             let dir = rustix::fs::openat(&dir, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
             let dir = dir.map_err(fail("open a directory"))?;
             rustix::fs::futimens(&dir, &times(*time)).map_err(fail("set a directory's time"))?;
@@ -257,10 +254,16 @@ impl Tree {
     }
 }
 
+/// How many directories lead to one, as the kernel sees it.
+fn depth(dir: &OwnedFd) -> Result<usize> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    Ok(path.map_err(|error| Error::system("look where a directory is", error))?.components().count())
+}
+
 /// The archive's errors are the image's fault, the file's are ours.
 fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> Result<()> {
     loop {
-        let n = from.read(buffer).map_err(|error| super::broken(&error))?;
+        let n = from.read(buffer).map_err(|error| Error::reading("read the layer", error))?;
         if n == 0 {
             return Ok(());
         }
@@ -270,14 +273,20 @@ fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> Result<()> {
 }
 
 /// Owner first: changing it takes away set-user-id bits and capabilities.
-fn apply(fd: &OwnedFd, attributes: &Attributes) -> Result<()> {
-    rustix::fs::fchown(fd, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))
+fn apply(fd: &OwnedFd, meta: &Meta) -> Result<()> {
+    rustix::fs::fchown(fd, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))
         .map_err(fail("set its owner"))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(attributes.mode)).map_err(fail("set its mode"))?;
-    for (name, value) in &attributes.xattrs {
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(meta.mode)).map_err(fail("set its mode"))?;
+    for (name, value) in &meta.xattrs {
+        if value.len() > MAX_XATTR {
+            return Err(bad("an extended attribute is too large"));
+        }
         match rustix::fs::fsetxattr(fd, os(name), value, XattrFlags::empty()) {
-            // tmpfs before 6.6 has no user attributes; a program that wants them copes with their absence on such systems.
-            Err(Errno::OPNOTSUPP) if name.starts_with(b"user.") => {}
+            // Not every file system has these; programs cope. Without its capabilities a program does not work.
+            Err(Errno::OPNOTSUPP) if name != b"security.capability" => {}
+            Err(Errno::INVAL | Errno::RANGE | Errno::TOOBIG) => {
+                return Err(bad("an extended attribute makes no sense"));
+            }
             other => other.map_err(fail("set an extended attribute"))?,
         }
     }
@@ -288,23 +297,24 @@ fn mark_opaque(dir: &OwnedFd) -> Result<()> {
     rustix::fs::fsetxattr(dir, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(fail("mark it opaque"))
 }
 
-fn own(dir: BorrowedFd<'_>, name: &[u8], attributes: &Attributes) -> Result<()> {
-    let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
+fn own(dir: BorrowedFd<'_>, name: &[u8], meta: &Meta) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
     rustix::fs::chownat(dir, os(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(fail("set its owner"))
 }
 
-fn set_time(dir: BorrowedFd<'_>, name: &[u8], mtime: Timespec) -> Result<()> {
+fn set_time(dir: BorrowedFd<'_>, name: &[u8], mtime: Mtime) -> Result<()> {
     rustix::fs::utimensat(dir, os(name), &times(mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(fail("set its time"))
 }
 
-fn times(mtime: Timespec) -> Timestamps {
+fn times(Mtime(seconds, nanoseconds): Mtime) -> Timestamps {
+    let mtime = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
     Timestamps { last_access: mtime, last_modification: mtime }
 }
 
 /// Removes a directory of this layer that a later entry replaces.
 fn remove(parent: BorrowedFd<'_>, name: &[u8], depth: usize) -> Result<()> {
     if depth > MAX_DEPTH {
-        return Err(Error::new(Kind::BadImage, "directories are nested too deep"));
+        return Err(bad("directories are nested too deep"));
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(parent, os(name), flags, Mode::empty()).map_err(fail("open the old directory"))?;

@@ -1,0 +1,212 @@
+//! Pulls from real registries, by the worker as the agent starts it.
+
+mod fixture;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fixture::Compression::{Gzip, None as Plain, Zstd};
+use fixture::{Image, Middle, Moody, PASSWORD, Registry, USER, archive, noise};
+use nacre_pull::client::{self, Error};
+use nacre_pull::{Auth, Event, Kind, Request};
+use tokio::process::Command;
+
+/// The registry's silence that these tests take.
+const SILENCE: Duration = Duration::from_secs(4);
+
+fn worker() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-pull"));
+    command.arg("worker").arg(SILENCE.as_secs().to_string());
+    command
+}
+
+async fn pull(request: Request) -> Result<nacre_pull::Image, Error> {
+    client::pull(worker(), request, |_| {}).await
+}
+
+fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
+    Request {
+        reference: registry.reference(name),
+        store: store.to_path_buf(),
+        auth: Some(Auth { username: USER.into(), password: PASSWORD.into() }),
+        ca_pem: Some(registry.ca()),
+        skip_tls_verification: false,
+    }
+}
+
+fn plain(moody: &Moody, store: &Path) -> Request {
+    let (reference, store) = (moody.reference(), store.to_path_buf());
+    Request { reference, store, auth: None, ca_pem: None, skip_tls_verification: true }
+}
+
+fn count(store: &Path, kind: &str) -> usize {
+    fs::read_dir(store.join(kind)).map_or(0, Iterator::count)
+}
+
+#[tokio::test]
+async fn an_image_of_every_compression_is_pulled_and_its_layers_are_used_again() {
+    let Some(registry) = Registry::start() else { return };
+    let big = noise(3 << 20);
+    let lowest = (archive(&[("a", b"lowest"), ("big", &big)]), Plain);
+    let layers =
+        [lowest.clone(), (archive(&[("a", b"gzip")]), Gzip), (archive(&[(".wh.a", b"")]), Zstd), lowest.clone()];
+    let image = Image::new(&layers, "amd64");
+    registry.push("every:1", &[(&image, "amd64")], &["--preserve-digests"]);
+    let store = tempfile::tempdir().unwrap();
+
+    let mut events = Vec::new();
+    let request = secure(&registry, "every:1", store.path());
+    let pulled = client::pull(worker(), request.clone(), |event| events.push(event.clone())).await.unwrap();
+    assert_eq!(pulled.manifest_digest, image.manifest);
+    // The lowest layer is hidden by the topmost, which is the same.
+    let [gzip, zstd, plain] = &pulled.layers[..] else { panic!("{:?}", pulled.layers) };
+    assert_eq!(fs::read(gzip.join("a")).unwrap(), b"gzip");
+    assert!(fs::symlink_metadata(zstd.join("a")).is_ok_and(|meta| !meta.is_file()));
+    assert!(fs::read(plain.join("big")).unwrap() == big);
+    assert_eq!(pulled.config.config().as_ref().unwrap().cmd().as_deref().unwrap(), ["/bin/true"]);
+    let Some(Event::Resolved { bytes, layers: 3, .. }) = events.get(1) else { panic!("{events:?}") };
+    let last = events.iter().rev().find_map(|event| match event {
+        Event::Progress { layers_done, bytes_done } => Some((*layers_done, *bytes_done)),
+        _ => None,
+    });
+    assert_eq!(last, Some((3, *bytes)));
+
+    // What the store has is not fetched again.
+    for layer in &image.layers[..3] {
+        fs::remove_file(registry.blob(layer)).unwrap();
+    }
+    assert_eq!(pull(request).await.unwrap(), pulled);
+    assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (3, 0));
+}
+
+#[tokio::test]
+async fn an_image_is_found_by_digest_by_platform_and_in_dockers_format() {
+    let Some(registry) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"ours")]), Gzip)], "amd64");
+    let other = Image::new(&[(archive(&[("a", b"other")]), Gzip)], "s390x");
+    let index = registry.push("both:1", &[(&other, "s390x"), (&image, "amd64")], &["--preserve-digests"]);
+    registry.push("docker:1", &[(&image, "amd64")], &["--format=v2s2"]);
+    registry.push("other:1", &[(&other, "s390x")], &[]);
+    let store = tempfile::tempdir().unwrap();
+    let pull = async |name: &str| pull(secure(&registry, name, store.path())).await;
+    for name in ["both:1", &format!("both@{index}"), &format!("both:1@{}", image.manifest), "docker:1"] {
+        let pulled = pull(name).await.unwrap();
+        assert_eq!(fs::read(pulled.layers[0].join("a")).unwrap(), b"ours", "{name}");
+    }
+    assert_eq!(pull("both:1").await.unwrap().manifest_digest, image.manifest);
+    assert_eq!(pull("other:1").await.unwrap_err().kind(), Kind::BadImage);
+}
+
+#[tokio::test]
+async fn why_a_registry_gives_nothing_is_told_apart() {
+    let Some(registry) = Registry::start() else { return };
+    registry.push("a:1", &[(&Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64"), "amd64")], &[]);
+    let store = tempfile::tempdir().unwrap();
+    let good = secure(&registry, "a:1", store.path());
+    let wrong = Auth { username: USER.into(), password: "wrong".into() };
+    for (request, kind, advice) in [
+        (Request { auth: Some(wrong), ..good.clone() }, Kind::Unauthorized, "password"),
+        (Request { auth: None, ..good.clone() }, Kind::Unauthorized, "password"),
+        (Request { ca_pem: None, ..good.clone() }, Kind::UntrustedCa, "--tls-ca"),
+        (secure(&registry, "a:2", store.path()), Kind::NotFound, "name and tag"),
+        (secure(&registry, "b:1", store.path()), Kind::NotFound, "name and tag"),
+        (Request { reference: "127.0.0.1:1/a:1".into(), ..good.clone() }, Kind::Unreachable, "is it up"),
+        (Request { reference: "-a".into(), ..good.clone() }, Kind::BadRequest, "registry/name:tag"),
+    ] {
+        let shown = format!("{request:?}");
+        let error = pull(request).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error} {shown}");
+        let text = error.to_string();
+        assert!(text.contains(advice) && !text.contains('\n') && !text.contains("wrong"), "{text}");
+    }
+    assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (0, 0));
+}
+
+#[tokio::test]
+async fn wrong_bytes_never_become_a_layer() {
+    let Some(registry) = Registry::start() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let data = noise(1 << 20);
+    for (name, compression) in [("plain:1", Plain), ("gzip:1", Gzip), ("zstd:1", Zstd)] {
+        let image = Image::new(&[(archive(&[(name, &data)]), compression)], "amd64");
+        registry.push(name, &[(&image, "amd64")], &["--preserve-digests"]);
+        let blob = registry.blob(&image.layers[0]);
+        let mut bytes = fs::read(&blob).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&blob, bytes).unwrap();
+        let error = pull(secure(&registry, name, store.path())).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{name}: {error}");
+        fs::write(&blob, &data).unwrap();
+        let error = pull(secure(&registry, name, store.path())).await.unwrap_err();
+        assert!(matches!(error.kind(), Kind::Corrupt | Kind::Stalled), "{name}: {error}");
+    }
+    let layer = (archive(&[("a", b"x")]), Gzip);
+    let liar = Image::with_diff_ids(&[layer], "amd64", &[fixture::digest(b"something else")]);
+    registry.push("liar:1", &[(&liar, "amd64")], &["--preserve-digests"]);
+    let error = pull(secure(&registry, "liar:1", store.path())).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::BadImage, "{error}");
+    assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (0, 0));
+}
+
+#[tokio::test]
+async fn two_pulls_at_once_of_one_image_both_succeed() {
+    let Some(registry) = Registry::start() else { return };
+    let layers = [(archive(&[("a", &noise(1 << 20))]), Zstd), (archive(&[("b", b"x")]), Gzip)];
+    registry.push("a:1", &[(&Image::new(&layers, "amd64"), "amd64")], &[]);
+    let store = tempfile::tempdir().unwrap();
+    let request = secure(&registry, "a:1", store.path());
+    let (first, second) = tokio::join!(pull(request.clone()), pull(request));
+    assert_eq!(first.unwrap(), second.unwrap());
+    assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (2, 0));
+}
+
+#[tokio::test]
+async fn a_registry_that_stops_in_the_middle_ends_the_pull_and_leaves_nothing() {
+    let Some(_) = Registry::start() else { return };
+    let layers = [(archive(&[("a", &noise(1 << 20))]), Gzip), (archive(&[("b", &noise(1 << 20))]), Plain)];
+    let image = Image::new(&layers, "amd64");
+    let store = tempfile::tempdir().unwrap();
+    for middle in [Middle::Closes, Middle::Stalls] {
+        let moody = Moody::start(&image, &image.layers[0], middle);
+        let begun = Instant::now();
+        let error = pull(plain(&moody, store.path())).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Stalled, "{error}");
+        assert!(begun.elapsed() < 3 * SILENCE, "{error}: after {:?}", begun.elapsed());
+        assert_eq!(count(store.path(), "partial"), 0, "{error}");
+        moody.change(Middle::Goes);
+        let whole = pull(plain(&moody, store.path())).await.unwrap();
+        assert_eq!(whole.layers.len(), 2);
+        fs::remove_dir_all(store.path().join("layers")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
+    let moody = Moody::start(&image, &image.layers[0], Middle::Stalls);
+    let store = tempfile::tempdir().unwrap();
+    {
+        let (told, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+        let told = move |event: &Event| {
+            if matches!(event, Event::Resolved { .. }) {
+                let _ = told.send(());
+            }
+        };
+        tokio::select! {
+            result = client::pull(worker(), plain(&moody, store.path()), told) => panic!("{result:?}"),
+            () = async {
+                arrived.recv().await;
+                while count(store.path(), "partial") == 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await; // a directory that appears tells nobody
+                }
+            } => {}
+        }
+    }
+    assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (0, 1));
+    moody.change(Middle::Goes);
+    pull(plain(&moody, store.path())).await.unwrap();
+    assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (1, 0));
+}
