@@ -1,1 +1,10 @@
-//! Integration tests against real guests, and the harness they share.
+//! What integration tests, the demo and the benchmarks share: a registry, images, an agent as a process, and a guest.
+//!
+//! Everything here is real: Debian's docker-registry with TLS, skopeo to push with, QEMU to boot. What a machine lacks makes a test say
+//! `skipped: why`.
+
+pub mod agent;
+pub mod dist;
+pub mod image;
+pub mod registry;
+pub mod suite;

@@ -1,0 +1,174 @@
+//! An agent to test: as a process in namespaces of its own, or in a guest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nacre_protocol::address::Address;
+use nacre_protocol::agent_ttrpc::AgentServiceClient;
+use nacre_protocol::connect;
+use nacre_protocol::health_ttrpc::HealthClient;
+use nacre_protocol::nacre_ttrpc::GuestClient;
+use nacre_shim::accelerator::Accelerator;
+use nacre_shim::layout::Layout;
+use nacre_shim::size::Size;
+use nacre_shim::vmm::{Vm, VmSpec};
+use tokio::time::Instant;
+use ttrpc::context::{Context, with_timeout};
+
+/// The hardware address of the network device that tests may change.
+pub const MAC: &str = "52:54:00:6e:61:63";
+
+/// How long an agent may take to answer.
+const UP_WITHIN: Duration = Duration::from_secs(20);
+
+/// A connection to an agent, with all its services.
+#[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "ttRPC's clients have none")]
+pub struct Client {
+    /// Kata's service.
+    pub agent: AgentServiceClient,
+    /// Kata's health service.
+    pub health: HealthClient,
+    /// Our own.
+    pub own: GuestClient,
+}
+
+/// The time limit of a call in a test.
+pub fn limit() -> Context {
+    with_timeout(60_000_000_000)
+}
+
+impl Client {
+    async fn connect(address: &Address) -> Result<Client> {
+        let client = connect::connect(address, Instant::now() + UP_WITHIN).await?;
+        Ok(Client {
+            agent: AgentServiceClient::new(client.clone()),
+            health: HealthClient::new(client.clone()),
+            own: GuestClient::new(client),
+        })
+    }
+}
+
+/// An agent as a process. Dropping it ends it and what it runs.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Process {
+    /// Starts `program` in namespaces of its own, with a private `/run` and a network device.
+    ///
+    /// # Errors
+    /// A program that is missing.
+    pub fn start(program: &Path) -> Result<Process> {
+        let dir = tempfile::tempdir().context("make the agent's directory")?;
+        let log = fs::File::create(dir.path().join("log")).context("make the agent's log")?;
+        // The shell is process 1 of the namespace: an agent that was would take itself for a guest's.
+        let script = format!(
+            "mount -t tmpfs tmpfs /run && ip link set lo up && ip link add eth0 address {MAC} type veth peer name eth1 && \
+             \"$0\" --listen \"$1\" --store /run/nacre/images; exit $?"
+        );
+        let mut command = Command::new("unshare");
+        command.args([
+            "--mount",
+            "--pid",
+            "--net",
+            "--ipc",
+            "--uts",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+        ]);
+        command.arg(script).arg(program).arg(format!("unix://{}", Process::socket(dir.path()).display()));
+        command.stdin(Stdio::null()).stdout(log.try_clone().context("copy a descriptor")?).stderr(log);
+        let child = command.spawn().context("start the agent")?;
+        Ok(Process { child, dir })
+    }
+
+    fn socket(dir: &Path) -> PathBuf {
+        dir.join("agent.sock")
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// An agent that does not come up.
+    pub async fn connect(&self) -> Result<Client> {
+        Client::connect(&Address::Unix(Process::socket(self.dir.path()))).await
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log());
+        }
+        let _ = self.child.kill(); // it may have ended
+        let _ = self.child.wait();
+    }
+}
+
+/// A guest. Dropping it ends it.
+#[derive(Debug)]
+pub struct Guest {
+    vm: Vm,
+    dir: tempfile::TempDir,
+}
+
+impl Guest {
+    /// Boots the guest of `dist` under TCG and waits until it is ready.
+    ///
+    /// # Errors
+    /// A guest that does not come up.
+    pub async fn boot(dist: &Path) -> Result<Guest> {
+        let dir = tempfile::tempdir().context("make the guest's directory")?;
+        let layout = Layout {
+            kernel: dist.join("share/nacre/vmlinux"),
+            image: dist.join("share/nacre/minimal.initrd"),
+            vsock_device: dist.join("libexec/nacre/vhost-device-vsock"),
+        };
+        let spec = VmSpec {
+            layout,
+            dir: dir.path().to_path_buf(),
+            accelerator: Accelerator::Tcg,
+            cpus: 1,
+            memory: Size::mib(512),
+            kernel_args: Vec::new(),
+        };
+        let vm = Vm::boot(&spec, Instant::now() + 3 * UP_WITHIN).await?;
+        Ok(Guest { vm, dir })
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// An agent that does not answer.
+    pub async fn connect(&self) -> Result<Client> {
+        Client::connect(&Address::Hybrid { path: self.vm.vsock().into(), port: nacre_protocol::AGENT_PORT }).await
+    }
+
+    /// The virtual machine.
+    pub fn vm(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let console = fs::read_to_string(self.dir.path().join("console.log")).unwrap_or_default();
+            eprintln!("the guest's console:\n{console}");
+        }
+    }
+}

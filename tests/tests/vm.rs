@@ -1,0 +1,33 @@
+//! The agent as the first process of a real guest: the same behaviours, and those that only a guest has.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says how far it is")]
+
+use nacre_protocol::agent::SetGuestDateTimeRequest;
+use nacre_tests::agent::{Guest, limit};
+use nacre_tests::dist;
+use nacre_tests::suite::CASES;
+
+#[tokio::test]
+async fn vm_a_guest_does_all_that_an_agent_does() {
+    let Some(dist) = dist::dist() else { return };
+    if !dist::have(&["qemu-system-x86_64", "busybox"]) {
+        return;
+    }
+    let guest = Guest::boot(&dist).await.unwrap();
+    let client = guest.connect().await.unwrap();
+    for (name, case) in CASES {
+        println!("{name}");
+        case(&client).await.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    }
+}
+
+#[tokio::test]
+async fn vm_a_guests_clock_is_set() {
+    let Some(dist) = dist::dist() else { return };
+    let guest = Guest::boot(&dist).await.unwrap();
+    let client = guest.connect().await.unwrap();
+    let request = SetGuestDateTimeRequest { Sec: 1_900_000_000, Usec: 5, ..Default::default() };
+    client.agent.set_guest_date_time(limit(), &request).await.unwrap();
+    let bad = SetGuestDateTimeRequest { Sec: i64::MAX, Usec: -1, ..Default::default() };
+    assert!(client.agent.set_guest_date_time(limit(), &bad).await.is_err());
+}
