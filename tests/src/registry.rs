@@ -100,7 +100,7 @@ impl Registry {
     /// What skopeo says.
     pub fn push(&self, layout: &Path, name: &str, credentials: Option<(&str, &str)>) -> Result<()> {
         let mut command = Command::new("skopeo");
-        command.args(["copy", "--quiet", "--insecure-policy", "--dest-tls-verify=false"]);
+        command.args(["copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"]);
         if let Some((user, password)) = credentials {
             command.arg(format!("--dest-creds={user}:{password}"));
         }

@@ -34,7 +34,12 @@ impl World {
     }
 
     /// Makes and pushes an image of three layers, one for each compression.
-    fn push(&self, name: &str, config: serde_json::Value, credentials: Option<(&str, &str)>) -> nacre_tests::image::Written {
+    fn push(
+        &self,
+        name: &str,
+        config: serde_json::Value,
+        credentials: Option<(&str, &str)>,
+    ) -> nacre_tests::image::Written {
         let people = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/srv:/bin/sh\n";
         let image = Image::new(config)
             .layer(busybox().unwrap().finish().unwrap(), Compression::Gzip)
@@ -128,7 +133,10 @@ fn vm_run_gives_output_codes_and_the_images_own_settings() {
     assert_eq!(text(&output.stdout), "red\n0\nshared\n");
     assert_eq!(output.status.code(), Some(42));
     let said = text(&output.stderr);
-    assert!(said.contains("nacre: boot: ") && said.contains("nacre: pull: ") && said.contains("3 layers, sha256:"), "{said}");
+    assert!(
+        said.contains("nacre: boot: ") && said.contains("nacre: pull: ") && said.contains("3 layers, sha256:"),
+        "{said}"
+    );
     world.assert_clean();
 }
 
@@ -201,8 +209,12 @@ fn vm_a_pod_in_the_background_is_listed_joined_and_stopped() {
 
 /// Starts a run whose container says `up` and then waits; returns once it has.
 fn waiting(world: &World) -> Child {
-    world.push("app:1", json!({ "Cmd": ["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"],
-                                 "Env": ["PATH=/bin"] }), None);
+    world.push(
+        "app:1",
+        json!({ "Cmd": ["sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"],
+                                 "Env": ["PATH=/bin"] }),
+        None,
+    );
     let (ca, image) = (world.registry.ca(), world.image("app:1"));
     let mut command = world.command(&world.run_args(&["-q", &image], ca.to_str().unwrap()));
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();

@@ -1,7 +1,5 @@
 //! The agent as the first process of a real guest: the same behaviours, and those that only a guest has.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says how far it is")]
-
 use nacre_protocol::agent::SetGuestDateTimeRequest;
 use nacre_tests::agent::{Guest, limit};
 use nacre_tests::dist;

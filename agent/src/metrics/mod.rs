@@ -87,6 +87,14 @@ impl Metrics {
         let wanted = |item: &str| item.starts_with("vm") || item.starts_with("rss") || item.contains("ctxt_switches");
         let items = items.into_iter().filter(|(item, _)| wanted(item) || item == "hugetlbpages");
         text.items("kata_agent_proc_status", "Agent process status", items);
+        // As the first process of a guest the agent is two, which share most of their pages.
+        text.family("nacre_agent_pss_bytes", Kind::Gauge, "Proportional set size of the agent, and of process 1 that guards it");
+        for (process, file) in [("agent", "self/smaps_rollup"), ("init", "1/smaps_rollup")] {
+            let sizes = procfs::colon_numbers(&self.read_optional(file)?);
+            if let Some((_, kib)) = sizes.into_iter().find(|(item, _)| item == "pss") {
+                text.sample(&[("process", process)], kib * 1024.0);
+            }
+        }
         let io = procfs::colon_numbers(&self.read_optional("self/io")?);
         text.items("kata_agent_io_stat", "Agent process I/O statistics", io);
         Ok(())

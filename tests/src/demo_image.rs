@@ -1,0 +1,87 @@
+//! The image of `make run` and of the pull benchmark: a small Debian, three layers, each compressed another way.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use nacre_image::packages;
+use serde_json::json;
+
+use crate::image::{Compression, Image, Layer, Written};
+
+/// Packages by layer, the lowest first.
+const LIBRARIES: [&str; 7] = ["base-files", "libacl1", "libattr1", "libc6", "libgmp10", "libpcre2-8-0", "libselinux1"];
+const PROGRAMS: [&str; 2] = ["coreutils", "dash"];
+
+/// What an image does not need.
+const LEFT_OUT: [&str; 5] =
+    ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/lib/x86_64-linux-gnu/gconv"];
+
+/// What the container says.
+const GREETING: &str = "#!/bin/sh
+. /etc/os-release
+echo \"$PRETTY_NAME in a VM of its own: $(uname -s) $(uname -r), $(nproc) CPU, host name $(uname -n)\"
+echo \"I am $(id -un 2>/dev/null || id -u), process $$, in $(pwd); my root has: $(echo /*)\"
+";
+
+/// Writes the image as an OCI layout into `dir`. Packages are kept in `cache`.
+///
+/// # Errors
+/// A package that can't be had.
+pub fn write(dir: &Path, cache: &Path) -> Result<Written> {
+    let config =
+        json!({ "Cmd": ["/usr/local/bin/greet"], "WorkingDir": "/srv", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"] });
+    let top = Layer::default()
+        .file("usr/local/bin/greet", 0o755, GREETING.as_bytes())?
+        .file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\n")?
+        .directory("srv/", 0o755)?;
+    Image::new(config)
+        .layer(layer(&LIBRARIES, cache)?, Compression::Gzip)
+        .layer(layer(&PROGRAMS, cache)?, Compression::Zstd)
+        .layer(top.finish()?, Compression::None)
+        .write(dir)
+}
+
+/// The files of some packages, in the order of their paths.
+fn layer(names: &[&str], cache: &Path) -> Result<Vec<u8>> {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let unpacked = packages::unpack(&names, cache)?;
+    let root = unpacked.root.path();
+    let mut layer = Layer::default();
+    let mut todo = vec![PathBuf::new()];
+    let mut found = Vec::new();
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(root.join(&dir)).with_context(|| format!("list {}", dir.display()))? {
+            let path = dir.join(entry?.file_name());
+            if LEFT_OUT.iter().any(|out| path.starts_with(out)) {
+                continue;
+            }
+            if fs::symlink_metadata(root.join(&path))?.is_dir() {
+                todo.push(path.clone());
+            }
+            found.push(path);
+        }
+    }
+    found.sort();
+    for path in found {
+        let from = root.join(&path);
+        let meta = fs::symlink_metadata(&from)?;
+        let name = path.to_string_lossy();
+        layer = if meta.is_symlink() {
+            layer.symlink(&name, &fs::read_link(&from)?.to_string_lossy())?
+        } else if meta.is_dir() {
+            layer.directory(&format!("{name}/"), meta.permissions().mode() & 0o7777)?
+        } else {
+            layer.file(&name, meta.permissions().mode() & 0o7777, &fs::read(&from)?)?
+        };
+    }
+    layer.finish()
+}
+
+/// Where packages are kept between runs.
+pub fn cache() -> PathBuf {
+    let dir = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = dir("XDG_CACHE_HOME").or_else(|| dir("HOME").map(|home| home.join(".cache")));
+    cache.unwrap_or_else(std::env::temp_dir).join("nacre")
+}
