@@ -69,7 +69,10 @@ impl Ended {
 }
 
 /// Copies busybox into the guest, as the root of a container.
-async fn root_file_system(client: &Client, id: &str) -> Result<String> {
+///
+/// # Errors
+/// A copy that was refused.
+pub async fn root_file_system(client: &Client, id: &str) -> Result<String> {
     let root = format!("{SHARED}/{id}/rootfs");
     let busybox = std::fs::read("/bin/busybox").context("read /bin/busybox")?;
     let path = format!("{root}/bin/busybox");
@@ -88,9 +91,14 @@ async fn root_file_system(client: &Client, id: &str) -> Result<String> {
 }
 
 fn spec(id: &str, root: &str, args: &[&str], terminal: bool) -> Result<oci::Spec> {
+    Ok(convert::spec_from_oci(&serde_json::from_value(spec_json(id, root, args, terminal))?)?)
+}
+
+/// The specification of a small container, as `config.json` has it.
+pub fn spec_json(id: &str, root: &str, args: &[&str], terminal: bool) -> serde_json::Value {
     let capabilities = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID"];
     let namespaces = ["mount", "pid", "ipc", "uts"].map(|kind| json!({ "type": kind }));
-    let spec = json!({
+    json!({
         "ociVersion": "1.2.0",
         "root": { "path": root },
         "process": {
@@ -107,8 +115,7 @@ fn spec(id: &str, root: &str, args: &[&str], terminal: bool) -> Result<oci::Spec
               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"] },
         ],
         "linux": { "namespaces": namespaces, "cgroupsPath": format!("/nacre-test/{id}"), "maskedPaths": ["/proc/kcore"] },
-    });
-    Ok(convert::spec_from_oci(&serde_json::from_value(spec)?)?)
+    })
 }
 
 async fn create(client: &Client, id: &str, args: &[&str], terminal: bool) -> Result<()> {
@@ -161,6 +168,22 @@ async fn read_out(client: &Client, id: &str, exec: &str) -> Result<Vec<u8>> {
 async fn remove(client: &Client, id: &str) -> Result<()> {
     client.agent.remove_container(limit(), &request!(RemoveContainerRequest { container_id: id.into() })).await?;
     Ok(())
+}
+
+/// Creates, starts, awaits and removes a container of `true`, in the root file system `root`.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn life_of_true(client: &Client, id: &str, root: &str) -> Result<()> {
+    let request = request!(CreateContainerRequest {
+        container_id: id.into(),
+        exec_id: id.into(),
+        OCI: Some(spec(id, root, &["busybox", "true"], false)?).into(),
+    });
+    client.agent.create_container(limit(), &request).await?;
+    start(client, id).await?;
+    ensure!(wait(client, id, id).await? == 0, "true is not true");
+    remove(client, id).await
 }
 
 /// A container from its beginning to its end.

@@ -164,10 +164,15 @@ fn vm_what_fails_says_so_in_one_line_and_leaves_nothing() {
     let good = ["-q", "--creds-file", &right];
     let run = |options: &[&str]| world.run(&[&good, options].concat());
 
-    expect("no such image", &run(&[&missing]), 125, &["are the image's name and tag right?"]);
-    expect("wrong password", &world.run(&["-q", "--creds-file", &wrong, &image]), 125, &["are the credentials right"]);
+    expect("no such image", &run(&[&missing]), 125, &["are its name and tag right?"]);
+    expect(
+        "wrong password",
+        &world.run(&["-q", "--creds-file", &wrong, &image]),
+        125,
+        &["are the user name and password right"],
+    );
     let output = world.command(&["run", "-q", "--accel", "tcg", "--creds-file", &right, &image]).output().unwrap();
-    expect("unknown authority", &output, 125, &["is the registry's CA given?"]);
+    expect("unknown authority", &output, 125, &["give its CA"]);
     expect("no such program", &run(&[&image, "nothing-here"]), 127, &["nothing-here", "No such file"]);
     expect("not a program", &run(&[&image, "/etc/passwd"]), 126, &["/etc/passwd", "Permission denied"]);
     expect("no kernel", &run(&["--kernel", &junk, "--boot-timeout", "5", &image]), 125, &["boot the VM"]);
@@ -269,8 +274,9 @@ fn vm_a_terminal_is_a_usable_shell() {
     expect(&mut master, "# ");
     master.write_all(b"echo $((6 * 7)); stty size\n").unwrap();
     expect(&mut master, "42\r\n24 80\r\n");
-    master.write_all(b"sleep 100\n").unwrap();
-    expect(&mut master, "sleep 100\r\n");
+    // While it edits a line the shell takes a Ctrl-C as a key: wait until the program runs.
+    master.write_all(b"echo r''uns; sleep 100\n").unwrap();
+    expect(&mut master, "runs\r\n");
     master.write_all(b"\x03").unwrap(); // Ctrl-C ends the program, not the shell
     expect(&mut master, "# ");
     master.write_all(b"exit 5\n").unwrap();
