@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nacre_sys::lifeline::die_with_parent;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -116,11 +117,24 @@ impl VmSpec {
     }
 }
 
+/// A program of the VM's. Dropping it ends it, and returns when it is gone.
+#[derive(Debug)]
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let Some(pid) = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) else { return };
+        let _ = self.0.start_kill(); // it may have just ended
+        // Its status stays for the runtime, which will not see it any more: this process ends.
+        let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+    }
+}
+
 /// A VM that is up: its agent answers. Dropping it ends it.
 #[derive(Debug)]
 pub struct Vm {
-    qemu: Child,
-    _device: Child,
+    qemu: Program,
+    _device: Program,
     vsock: PathBuf,
     console: Console,
 }
@@ -142,8 +156,8 @@ impl Vm {
             std::io::ErrorKind::NotFound => anyhow!("{QEMU} is not installed: apt-get install qemu-system-x86"),
             _ => anyhow!(error).context(format!("start {QEMU}")),
         })?;
-        let stdout = qemu.stdout.take().context("QEMU has no console")?;
-        let stderr = qemu.stderr.take().context("QEMU has no standard error")?;
+        let stdout = qemu.0.stdout.take().context("QEMU has no console")?;
+        let stderr = qemu.0.stderr.take().context("QEMU has no standard error")?;
         let console = Console::follow(stdout, &spec.dir.join("console.log"))?;
         let complaints = Console::follow(stderr, &spec.dir.join("qemu.log"))?;
         let mut vm = Vm { qemu, _device: device, vsock, console };
@@ -152,7 +166,7 @@ impl Vm {
                 Ok(called) => drop(called.context("hear the guest's call")?),
                 Err(_) => bail!("boot the VM: the guest did not come up in time.{}", vm.last_words()),
             },
-            status = vm.qemu.wait() => {
+            status = vm.qemu.0.wait() => {
                 let status = status.context("wait for QEMU")?;
                 // Both streams end with the process; what was written is read within moments.
                 sleep(Duration::from_millis(50)).await;
@@ -188,7 +202,7 @@ impl Vm {
 
     /// Returns when the VM has ended, with how.
     pub async fn ended(&mut self) -> String {
-        match self.qemu.wait().await {
+        match self.qemu.0.wait().await {
             Ok(status) => format!("the VM ended ({status}).{}", self.last_words()),
             Err(error) => format!("the VM is gone ({error})"),
         }
@@ -196,26 +210,25 @@ impl Vm {
 }
 
 /// On the thread that lives as long as the process: see [`die_with_parent`].
-fn spawn(mut command: Command) -> std::io::Result<Child> {
-    command.kill_on_drop(true);
+fn spawn(mut command: Command) -> std::io::Result<Program> {
     // A Ctrl-C at the terminal is for the container, not for the VM.
     command.process_group(0);
     die_with_parent(command.as_std_mut());
-    command.spawn()
+    command.spawn().map(Program)
 }
 
 /// Starts the vsock device and waits until it listens.
-async fn start_device(spec: &VmSpec) -> Result<Child> {
+async fn start_device(spec: &VmSpec) -> Result<Program> {
     let mut command = Command::new(&spec.layout.vsock_device);
     let vm = format!("guest-cid=3,socket={},uds-path={}", spec.vhost_socket().display(), spec.vsock().display());
     command.args(["--vm", &vm]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut device = spawn(command).with_context(|| format!("start {}", spec.layout.vsock_device.display()))?;
-    let stderr = device.stderr.take().context("the vsock device has no standard error")?;
+    let stderr = device.0.stderr.take().context("the vsock device has no standard error")?;
     let complaints = Console::follow(stderr, &spec.dir.join("vsock.log"))?;
     let deadline = Instant::now() + DEVICE_WITHIN;
     // It says nothing when it is ready; its socket appears.
     while !spec.vhost_socket().exists() {
-        if let Some(status) = device.try_wait().context("wait for the vsock device")? {
+        if let Some(status) = device.0.try_wait().context("wait for the vsock device")? {
             sleep(Duration::from_millis(50)).await;
             bail!("the vsock device ended ({status}): {}", complaints.last_lines());
         }

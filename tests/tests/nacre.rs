@@ -274,8 +274,8 @@ fn vm_a_terminal_is_a_usable_shell() {
     expect(&mut master, "# ");
     master.write_all(b"echo $((6 * 7)); stty size\n").unwrap();
     expect(&mut master, "42\r\n24 80\r\n");
-    // While it edits a line the shell takes a Ctrl-C as a key: wait until the program runs.
-    master.write_all(b"echo r''uns; sleep 100\n").unwrap();
+    // A Ctrl-C is the program's only once the shell has made it the foreground: then it says so itself.
+    master.write_all(b"sh -c 'echo r\"\"uns; exec sleep 100'\n").unwrap();
     expect(&mut master, "runs\r\n");
     master.write_all(b"\x03").unwrap(); // Ctrl-C ends the program, not the shell
     expect(&mut master, "# ");

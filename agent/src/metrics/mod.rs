@@ -88,7 +88,11 @@ impl Metrics {
         let items = items.into_iter().filter(|(item, _)| wanted(item) || item == "hugetlbpages");
         text.items("kata_agent_proc_status", "Agent process status", items);
         // As the first process of a guest the agent is two, which share most of their pages.
-        text.family("nacre_agent_pss_bytes", Kind::Gauge, "Proportional set size of the agent, and of process 1 that guards it");
+        text.family(
+            "nacre_agent_pss_bytes",
+            Kind::Gauge,
+            "Proportional set size of the agent, and of process 1 that guards it",
+        );
         for (process, file) in [("agent", "self/smaps_rollup"), ("init", "1/smaps_rollup")] {
             let sizes = procfs::colon_numbers(&self.read_optional(file)?);
             if let Some((_, kib)) = sizes.into_iter().find(|(item, _)| item == "pss") {
