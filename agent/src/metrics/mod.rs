@@ -130,10 +130,12 @@ impl Metrics {
         Ok(())
     }
 
-    /// A file that a kernel may be built without.
+    /// A file that a kernel may be built without, or that is another user's.
     fn read_optional(&self, name: &str) -> Result<String, Error> {
         match self.read(name) {
-            Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) if matches!(error.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+                Ok(String::new())
+            }
             other => other,
         }
     }

@@ -135,8 +135,11 @@ fn snake_case(name: &str) -> String {
     snake
 }
 
+/// Numbers by their names.
+type Named<const N: usize> = [(String, f64); N];
+
 /// `/proc/loadavg`: the load, and the tasks.
-pub fn load(text: &str) -> ([(String, f64); 3], [(String, f64); 2]) {
+pub fn load(text: &str) -> (Named<3>, Named<2>) {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let number = |i: usize| words.get(i).and_then(|word| word.parse().ok()).unwrap_or(0.0);
     let tasks = words.get(3).and_then(|word| word.split_once('/')).unwrap_or_default();

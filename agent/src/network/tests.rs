@@ -23,10 +23,11 @@ fn ip(args: &str) -> bool {
     Command::new("ip").args(args.split(' ')).status().is_ok_and(|status| status.success())
 }
 
-fn dummy(name: &str, mac: &str) -> bool {
-    let made = ip(&format!("link add {name} address {mac} type dummy"));
+/// A device to configure: one end of a pair, which more kernels have than a dummy.
+fn device(name: &str, mac: &str) -> bool {
+    let made = ip(&format!("link add {name} address {mac} type veth peer name peer-{name}"));
     if !made {
-        println!("skipped: no dummy device: is iproute2 installed and the kernel module there?");
+        println!("skipped: no veth device: is iproute2 installed and the kernel module there?");
     }
     made
 }
@@ -87,7 +88,7 @@ fn a_fresh_guest_has_a_loopback_that_can_be_brought_up() {
 #[test]
 fn an_interface_is_found_by_its_mac_and_configured() {
     in_namespace(|| {
-        if !dummy("any0", MAC_A) {
+        if !device("any0", MAC_A) {
             return;
         }
         let mut wanted = interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")]);
@@ -107,7 +108,7 @@ fn an_interface_is_found_by_its_mac_and_configured() {
 #[test]
 fn addresses_are_those_of_the_last_request() {
     in_namespace(|| {
-        if !dummy("eth0", MAC_A) {
+        if !device("eth0", MAC_A) {
             return;
         }
         let first = interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("10.1.0.3", "24"), ("10.9.0.1", "16")]);
@@ -129,7 +130,7 @@ fn addresses_are_those_of_the_last_request() {
 #[test]
 fn an_interface_that_has_the_wanted_name_gets_the_other_one() {
     in_namespace(|| {
-        if !dummy("eth0", MAC_A) || !dummy("eth1", MAC_B) {
+        if !device("eth0", MAC_A) || !device("eth1", MAC_B) {
             return;
         }
         update_interface(Some(&interface("eth0", MAC_A, &[])), NOW).unwrap();
@@ -142,7 +143,7 @@ fn an_interface_that_has_the_wanted_name_gets_the_other_one() {
 #[test]
 fn an_interface_found_by_name_gets_the_mac() {
     in_namespace(|| {
-        if !dummy("eth0", MAC_A) {
+        if !device("eth0", MAC_A) {
             return;
         }
         update_interface(Some(&interface("eth0", MAC_A, &[])), NOW).unwrap();
@@ -172,7 +173,7 @@ fn an_interface_that_is_plugged_in_later_is_waited_for() {
         assert!(matches!(error, Error::LinkNotFound(_)));
         thread::scope(|scope| {
             let waiting = scope.spawn(|| update_interface(Some(&wanted), Duration::from_secs(20)));
-            if !dummy("any0", MAC_A) {
+            if !device("any0", MAC_A) {
                 ip("link add any0 address 02:00:00:00:00:0a type veth");
             }
             if let Err(e) = waiting.join().unwrap() {
@@ -185,7 +186,7 @@ fn an_interface_that_is_plugged_in_later_is_waited_for() {
 #[test]
 fn routes_are_those_of_the_last_request() {
     in_namespace(|| {
-        if !dummy("eth0", MAC_A) {
+        if !device("eth0", MAC_A) {
             return;
         }
         let eth0 = interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")]);
@@ -217,7 +218,7 @@ fn routes_are_those_of_the_last_request() {
 #[test]
 fn mtu_source_and_scope_of_a_route_are_kept() {
     in_namespace(|| {
-        if !dummy("eth0", MAC_A) {
+        if !device("eth0", MAC_A) {
             return;
         }
         update_interface(Some(&interface("eth0", MAC_A, &[("10.1.0.2", "24")])), NOW).unwrap();

@@ -15,6 +15,9 @@ const MAX_ENTRIES: usize = 1024;
 /// IFNAMSIZ without its final zero.
 const MAX_NAME: usize = 15;
 
+/// linux/rtnetlink.h.
+const RT_SCOPE_LINK: u8 = 253;
+
 /// RTNH_F_ONLINK; the other flags of a route tell its state and cannot be asked for.
 const ASKABLE_ROUTE_FLAGS: u32 = 0x4;
 
@@ -120,12 +123,17 @@ impl Route {
         if device.is_none() && gateway.is_none() {
             return Err(of("device", "", "and gateway are both missing"));
         }
+        // What has no gateway is on the link, and only a route on the link leads to a gateway (ip-route(8), "scope").
+        let scope = match wanted.scope {
+            0 if gateway.is_none() && !v6 => RT_SCOPE_LINK,
+            scope => u8::try_from(scope).map_err(|_| of("scope", &scope.to_string(), "is too large"))?,
+        };
         Ok(Route {
             dest: dest.network(),
             gateway,
             device,
             source,
-            scope: u8::try_from(wanted.scope).map_err(|_| of("scope", &wanted.scope.to_string(), "is too large"))?,
+            scope,
             flags: wanted.flags & ASKABLE_ROUTE_FLAGS,
             mtu: wanted.mtu,
         })

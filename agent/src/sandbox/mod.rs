@@ -202,7 +202,11 @@ impl Sandbox {
         }
         let shared = std::mem::take(&mut *lock(&self.shared));
         let released = spawn_blocking(move || {
-            shared.storages.into_iter().rev().fold(Ok(()), |result, storages| result.and(storages.release()))
+            let mut result = Ok(());
+            for storages in shared.storages.into_iter().rev() {
+                result = result.and(storages.release()); // all of them, also after an error
+            }
+            result
         });
         result = result.and(released.await.map_err(|_| Error::Task)?.map_err(Error::from));
         tracing::info!("sandbox destroyed");
