@@ -1,6 +1,8 @@
 //! The agent as the first process of a real guest: the same behaviours, and those that only a guest has.
 
-use nacre_protocol::agent::SetGuestDateTimeRequest;
+use std::time::Duration;
+
+use nacre_protocol::agent::{DestroySandboxRequest, SetGuestDateTimeRequest};
 use nacre_tests::agent::{Guest, limit};
 use nacre_tests::dist;
 use nacre_tests::suite::CASES;
@@ -28,4 +30,14 @@ async fn vm_a_guests_clock_is_set() {
     client.agent.set_guest_date_time(limit(), &request).await.unwrap();
     let bad = SetGuestDateTimeRequest { Sec: i64::MAX, Usec: -1, ..Default::default() };
     assert!(client.agent.set_guest_date_time(limit(), &bad).await.is_err());
+}
+
+#[tokio::test]
+async fn vm_a_guest_whose_pod_is_destroyed_powers_off() {
+    let Some(dist) = dist::dist() else { return };
+    let mut guest = Guest::boot(&dist).await.unwrap();
+    let client = guest.connect().await.unwrap();
+    client.agent.destroy_sandbox(limit(), &DestroySandboxRequest::new()).await.unwrap();
+    let how = tokio::time::timeout(Duration::from_secs(20), guest.vm().ended()).await.unwrap();
+    assert!(how.contains("exit status: 0") && how.contains("powering off"), "{how}");
 }

@@ -58,8 +58,8 @@ fn describe(status: WaitStatus) -> String {
 
 /// End the guest: no process writes any more, what was written is on its disks, and the machine stops.
 fn power_off(words: &str) -> ! {
-    // The kernel's log reaches the console whatever has become of our descriptors.
-    let _ = fs::write("/dev/kmsg", format!("<5>nacre: {words}; powering off\n"));
+    // The kernel's log reaches the console whatever has become of our descriptors, and at this level also when it is told to be quiet.
+    let _ = fs::write("/dev/kmsg", format!("<3>nacre: {words}; powering off\n"));
     if let Some(everyone) = Pid::from_raw(-1) {
         let _ = kill_process(everyone, Signal::KILL); // ESRCH when nobody is left
     }
