@@ -206,6 +206,9 @@ async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
         }
     }
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (0, 1));
+    // The worker is dead once its lock can be had.
+    let left = fs::read_dir(store.path().join("partial")).unwrap().next().unwrap().unwrap().path();
+    rustix::fs::flock(fs::File::open(left).unwrap(), rustix::fs::FlockOperation::LockExclusive).unwrap();
     moody.change(Middle::Goes);
     pull(plain(&moody, store.path())).await.unwrap();
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (1, 0));
