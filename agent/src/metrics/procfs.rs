@@ -138,9 +138,6 @@ fn snake_case(name: &str) -> String {
 /// Numbers by their names.
 type Named<const N: usize> = [(String, f64); N];
 
-/// Numbers by name.
-type Items<const N: usize> = [(String, f64); N];
-
 /// `/proc/loadavg`: the load, and the tasks.
 pub fn load(text: &str) -> (Named<3>, Named<2>) {
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
