@@ -61,9 +61,42 @@ pub(crate) fn path_of(id: &str, cgroups_path: Option<&Path>) -> Result<PathBuf, 
     Ok(path)
 }
 
+/// A directory in which a container's processes are.
+#[derive(Debug)]
+pub(crate) struct View {
+    /// What the hierarchy is called below `/sys/fs/cgroup`; nothing on cgroup v2.
+    pub(crate) names: Vec<String>,
+    /// The container's directory in it.
+    pub(crate) directory: PathBuf,
+    /// Whether it is cgroup v2.
+    pub(crate) unified: bool,
+}
+
+/// Where a container whose cgroup is `path` is, hierarchy by hierarchy.
+pub(crate) fn views(path: &Path) -> Result<Vec<View>, Error> {
+    let base = Path::new(hierarchies::UNIFIED_MOUNTPOINT);
+    if hierarchies::is_cgroup2_unified_mode() {
+        return Ok(vec![View { names: Vec::new(), directory: base.join(path), unified: true }]);
+    }
+    let directory = Directory::load(hierarchies::auto(), path);
+    let view = |subsystem: &Subsystem| {
+        let directory = subsystem.to_controller().path().to_path_buf();
+        let name = directory.strip_prefix(base).ok()?.components().next()?.as_os_str().to_str()?;
+        let names = name.split(',').map(String::from).collect();
+        Some(View { names, directory, unified: false })
+    };
+    let mut views: Vec<View> = directory.subsystems().iter().filter_map(view).collect();
+    views.dedup_by(|a, b| a.directory == b.directory);
+    Ok(views)
+}
+
 impl Cgroup {
     /// Makes the cgroup `path` and sets its limits. A cgroup that exists and has processes is not taken over.
-    pub(crate) fn create(path: &Path, resources: Option<&LinuxResources>) -> Result<Cgroup, Error> {
+    pub(crate) fn create(
+        path: &Path,
+        resources: Option<&LinuxResources>,
+        _nodes: &[oci_spec::runtime::LinuxDevice],
+    ) -> Result<Cgroup, Error> {
         let fail = |act, reason: String| Error::Cgroup { path: path.to_path_buf(), act, reason };
         let directory = Directory::load(hierarchies::auto(), path);
         if directory.exists() && !directory.procs().is_empty() {
@@ -78,6 +111,27 @@ impl Cgroup {
             cgroup.update(resources)?;
         }
         Ok(cgroup)
+    }
+
+    /// Takes up the cgroup `path` that another process made.
+    pub(crate) fn open(path: &Path) -> Result<Cgroup, Error> {
+        Ok(Cgroup { path: path.to_path_buf(), directory: Directory::load(hierarchies::auto(), path) })
+    }
+
+    /// The cgroup, below the hierarchy's root.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is frozen.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let read = |file: PathBuf| fs::read_to_string(file).unwrap_or_default();
+        if self.directory.v2() {
+            let path = Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path).join("cgroup.freeze");
+            return read(path).trim() == "1";
+        }
+        let controller = self.directory.controller_of::<FreezerController>();
+        controller.is_some_and(|freezer| read(freezer.path().join("freezer.state")).trim() == "FROZEN")
     }
 
     /// For `CLONE_INTO_CGROUP`: the directory, on cgroup v2.

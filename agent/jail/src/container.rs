@@ -1,25 +1,63 @@
 //! A container: its cgroup, its first process, and those that joined it.
 
+use std::fmt;
 use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime;
+use nacre_sys::clone::Cloned;
+use oci_spec::runtime::{self, ContainerState};
+use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
+use crate::Io;
 use crate::cgroup::Cgroup;
+use crate::channel::Point;
 use crate::error::Error;
-use crate::plan::{self, Plan};
+use crate::hook::{self, Place};
+use crate::launch::{Event, Gate};
+use crate::plan::{self, Confinement, Hooks, Plan, Stewardship, Target};
+use crate::prepare;
 use crate::process::Process;
+use crate::record::{FilterRecord, Record, start_time};
 use crate::stats::Stats;
-use crate::{Io, plan::Confinement};
+use crate::step::Step;
 
-/// A container. Dropping it kills what runs in it and removes its cgroup.
+/// A container. Dropping it kills what runs in it and removes its cgroup; [`Container::leave`] lets it live on.
 #[derive(Debug)]
 pub struct Container {
     init: Process,
     cgroup: Owned,
     namespaces: ThreadNameSpaceType,
     own_pid_namespace: bool,
+    own_mount_namespace: bool,
     confinement: Confinement,
+    hooks: Hooks,
+    gate: Option<PathBuf>,
+    process: runtime::Process,
+}
+
+/// What a container is up to (runtime.md, "State"; paused is the freezer's).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Its first process waits at the start gate.
+    Created,
+    /// Its program runs.
+    Running,
+    /// Its program is frozen.
+    Paused,
+    /// Its first process has ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        })
+    }
 }
 
 /// A cgroup that goes with its owner.
@@ -42,26 +80,138 @@ impl Owned {
 
 impl Container {
     /// Makes the container; its first process is set up completely and waits at its start gate. A program that is missing is
-    /// reported here.
+    /// reported here. Hooks: `prestart`, `createRuntime`, `createContainer`.
     ///
     /// # Errors
     /// The step that failed, and why. Nothing is left behind.
     pub fn create(plan: Plan, io: Io) -> Result<Container, Error> {
-        let cgroup = Owned(Some(Cgroup::create(&plan.cgroup, plan.resources.as_ref())?));
-        let namespaces = plan.joinable();
-        let own_pid_namespace = plan.has_pid_namespace();
-        let confinement = plan.confinement();
-        let launch = plan.launch(cgroup.get()?, io)?;
-        let init = Process::new(launch.spawn()?);
-        Ok(Container { init, cgroup, namespaces, own_pid_namespace, confinement })
+        let cgroup = Owned(Some(Cgroup::create(&plan.cgroup, plan.resources.as_ref(), &plan.devices)?));
+        let namespaces = plan.namespaces.joinable;
+        let own_pid_namespace = plan.namespaces.has_pid;
+        let own_mount_namespace = plan.namespaces.own_mounts;
+        let confinement = plan.confinement.clone();
+        let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
+        let stewardship = plan.stewardship()?;
+        let mut launch = plan.launch(cgroup.get()?, io)?;
+        prepare::prepare(&mut launch.steps)?;
+        let serve = &mut |event, child: &Cloned| match event {
+            Event::At(Point::BeforeRoot) => before_root(&hooks, child, namespaces),
+            Event::At(point) => serve_user_namespace(point, &stewardship, child.pid),
+            Event::Listener(fd) => hand_on(&confinement, &hooks, ContainerState::Creating, child.pid, &fd),
+        };
+        let spawned = launch.spawn(serve);
+        if spawned.is_err() {
+            if let Some(gate) = &gate {
+                let _ = std::fs::remove_file(gate); // it may not have been made yet
+            }
+        }
+        let init = Process::new(spawned?);
+        Ok(Container {
+            init,
+            cgroup,
+            namespaces,
+            own_pid_namespace,
+            own_mount_namespace,
+            confinement,
+            hooks,
+            gate,
+            process,
+        })
     }
 
-    /// Opens the start gate. Returns once the program runs.
+    /// Takes up a container that another process made and left. Its first process may have ended meanwhile.
     ///
     /// # Errors
-    /// [`Error::State`] on a second call, [`Error::Program`] when the program can't be executed after all.
+    /// A specification that can't be the container's, or a record that can't be.
+    pub fn open(id: &str, record: Record, spec: &runtime::Spec, bundle: &Path) -> Result<Container, Error> {
+        let process = spec.process().clone().ok_or_else(|| Error::spec("process", "is missing"))?;
+        let gate = match &record.gate {
+            Some(path) if path.exists() => Some(Gate::named(path.clone(), record.steps.clone())),
+            _ => None,
+        };
+        Ok(Container {
+            init: Process::open(record.pid, record.start_time, gate)?,
+            cgroup: Owned(Some(Cgroup::open(&record.cgroup)?)),
+            namespaces: record.kinds(),
+            own_pid_namespace: record.own_pid_namespace,
+            own_mount_namespace: record.own_mount_namespace,
+            confinement: record.confinement()?,
+            hooks: Hooks::new(id, spec, bundle)?,
+            gate: record.gate,
+            process,
+        })
+    }
+
+    /// What another process needs for [`Container::open`].
+    ///
+    /// # Errors
+    /// [`Error::State`] once deleted, [`Error::Ended`] when the first process is gone already.
+    pub fn record(&self) -> Result<Record, Error> {
+        Ok(Record {
+            pid: self.init.pid(),
+            start_time: start_time(self.init.pid()).ok_or(Error::Ended)?,
+            cgroup: self.cgroup.get()?.path().to_path_buf(),
+            namespaces: self.namespaces.bits(),
+            own_pid_namespace: self.own_pid_namespace,
+            own_mount_namespace: self.own_mount_namespace,
+            gate: self.gate.clone(),
+            steps: self.init.gate_names(),
+            personality: self.confinement.personality,
+            filter: self.confinement.filter.as_ref().map(FilterRecord::new),
+        })
+    }
+
+    /// Lets go of the container without ending it.
+    pub fn leave(mut self) {
+        if let Some(cgroup) = self.cgroup.0.take() {
+            drop(cgroup);
+        }
+    }
+
+    /// Opens the start gate. Returns once the program runs. Hooks: `startContainer`, `poststart`; if one fails, the container is stopped.
+    ///
+    /// # Errors
+    /// [`Error::State`] on a second call, [`Error::Program`] when the program can't be executed after all, [`Error::Hook`].
     pub fn start(&self) -> Result<(), Error> {
-        self.init.start()
+        let serve = &mut |event, child: &Cloned| match event {
+            Event::At(_) => self.before_program(child.pid),
+            Event::Listener(fd) => hand_on(&self.confinement, &self.hooks, ContainerState::Created, child.pid, &fd),
+        };
+        let started = self.init.start(serve);
+        if let Some(gate) = self.gate.as_ref().filter(|_| !self.init.is_waiting()) {
+            let _ = std::fs::remove_file(gate); // it may be gone with the container
+        }
+        let (hooks, pid) = (&self.hooks, self.init.pid());
+        let running = started.and_then(|()| {
+            hook::run("poststart", &hooks.poststart, &hooks.state, ContainerState::Running, pid, Place::Runtime)
+        });
+        if matches!(running, Err(Error::Hook { .. })) {
+            let _ = self.signal_all(libc::SIGKILL); // it may have ended by itself
+        }
+        running
+    }
+
+    /// The hooks that come out of the container's image run as its own program would.
+    fn before_program(&self, pid: i32) -> Result<(), Error> {
+        for hook in &self.hooks.start_container {
+            let text = |strings: &[std::ffi::CString]| -> Vec<String> {
+                strings.iter().map(|string| string.to_string_lossy().into_owned()).collect()
+            };
+            let mut process = self.process.clone();
+            let mut args = text(&hook.args);
+            // The program is the hook's path, whatever its first argument says.
+            if let Some(first) = args.first_mut() {
+                *first = hook.path.to_string_lossy().into_owned();
+            }
+            process.set_args(Some(args)).set_env(Some(text(&hook.env))).set_cwd(PathBuf::from("/"));
+            process.set_terminal(None);
+            let launch = |[stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3]| {
+                plan::exec(&process, self.target(), self.cgroup.get()?, Io::Pipes { stdin, stdout, stderr }, 0)
+            };
+            let told = hook::told(&self.hooks.state, ContainerState::Created, pid)?;
+            hook::run_one("startContainer", hook, launch, &told)?;
+        }
+        Ok(())
     }
 
     /// The first process.
@@ -69,31 +219,49 @@ impl Container {
         &self.init
     }
 
-    /// Runs one more process in the container. Returns once its program runs.
+    /// What the container is up to.
+    ///
+    /// # Errors
+    /// [`Error::State`] once deleted.
+    pub fn status(&self) -> Result<Status, Error> {
+        if self.init.has_ended()? {
+            return Ok(Status::Stopped);
+        }
+        if self.init.is_waiting() {
+            return Ok(Status::Created);
+        }
+        Ok(if self.cgroup.get()?.is_frozen() { Status::Paused } else { Status::Running })
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            pidfd: self.init.pidfd(),
+            pid: self.init.pid(),
+            namespaces: self.namespaces,
+            own_pid_namespace: self.own_pid_namespace,
+            own_mount_namespace: self.own_mount_namespace,
+            confinement: &self.confinement,
+        }
+    }
+
+    /// Runs one more process in the container; `descriptors` of the caller's, from 3 on, reach it. Returns once its program runs.
     ///
     /// # Errors
     /// The step that failed, and why; [`Error::Ended`] when the container's first process has ended.
-    pub fn exec(&self, process: &runtime::Process, io: Io) -> Result<Process, Error> {
+    pub fn exec(&self, process: &runtime::Process, io: Io, descriptors: u32) -> Result<Process, Error> {
+        if self.init.has_ended()? {
+            return Err(Error::Ended);
+        }
         if self.init.is_waiting() {
             return Err(Error::State("not started"));
         }
-        if self.init.try_wait()?.is_some() {
-            return Err(Error::Ended);
-        }
-        let launch = plan::exec(
-            process,
-            plan::Target {
-                pidfd: self.init.pidfd(),
-                pid: self.init.pid(),
-                namespaces: self.namespaces,
-                own_pid_namespace: self.own_pid_namespace,
-                confinement: &self.confinement,
-            },
-            self.cgroup.get()?,
-            io,
-        )?;
-        let process = Process::new(launch.spawn()?);
-        if let Err(error) = process.start() {
+        let launch = plan::exec(process, self.target(), self.cgroup.get()?, io, descriptors)?;
+        let serve = &mut |event, child: &Cloned| match event {
+            Event::At(_) => Ok(()),
+            Event::Listener(fd) => hand_on(&self.confinement, &self.hooks, ContainerState::Running, child.pid, &fd),
+        };
+        let process = Process::new(launch.spawn(serve)?);
+        if let Err(error) = process.start(serve) {
             let _ = crate::process::reap(process.pidfd().as_fd()); // it has said why it ends
             return Err(error);
         }
@@ -110,7 +278,7 @@ impl Container {
             return Ok(());
         }
         for pid in self.pids()? {
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+            let Some(pid) = Pid::from_raw(pid) else { continue };
             let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { continue };
             match nacre_sys::pidfd::send_signal(pidfd.as_fd(), signal) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
@@ -162,16 +330,26 @@ impl Container {
         self.cgroup.get()?.stats()
     }
 
-    /// Kills what still runs, reaps the first process, and removes the cgroup.
+    /// Kills what still runs, reaps the first process, and removes the cgroup. Hooks: `poststop`, each of them, whatever the others do.
     ///
     /// # Errors
-    /// A cgroup that can't be removed.
+    /// A cgroup that can't be removed; [`Error::Hook`], after the container is gone.
     pub fn delete(mut self) -> Result<(), Error> {
         let Some(cgroup) = self.cgroup.0.take() else { return Ok(()) };
         let _ = self.init.signal(libc::SIGKILL); // it may have ended; the cgroup kills the rest
         cgroup.kill();
-        self.init.wait()?;
-        cgroup.remove()
+        self.init.wait_until_ended()?;
+        cgroup.remove()?;
+        if let Some(gate) = &self.gate {
+            let _ = std::fs::remove_file(gate); // gone since the start, if there was one
+        }
+        let (hooks, mut result) = (&self.hooks, Ok(()));
+        for one in &hooks.poststop {
+            let one = std::slice::from_ref(one);
+            let ran = hook::run("poststop", one, &hooks.state, ContainerState::Stopped, 0, Place::Runtime);
+            result = result.and(ran);
+        }
+        result
     }
 }
 
@@ -179,7 +357,51 @@ impl Drop for Container {
     fn drop(&mut self) {
         if self.cgroup.0.is_some() {
             let _ = self.init.signal(libc::SIGKILL); // as in delete
-            let _ = self.init.wait();
+            let _ = self.init.wait_until_ended();
         }
     }
+}
+
+/// What root of a user namespace can't do for itself.
+fn serve_user_namespace(point: Point, stewardship: &Stewardship, pid: i32) -> Result<(), Error> {
+    match (point, &stewardship.maps) {
+        (Point::Mapped, Some(maps)) => prepare::write_maps(pid, maps)
+            .map_err(|error| Error::system("write the id mappings (linux.uidMappings, linux.gidMappings)", error)),
+        (Point::Limits, _) => {
+            if let Some(score) = stewardship.oom_score {
+                let path = format!("/proc/{pid}/oom_score_adj");
+                std::fs::write(&path, score.to_string())
+                    .map_err(|error| Error::system(format!("write {score} to {path}"), error))?;
+            }
+            stewardship.limits.iter().try_for_each(|limit| set_limit(limit, pid))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn set_limit(step: &Step, pid: i32) -> Result<(), Error> {
+    let Step::Limit { resource, limit, .. } = step else { return Ok(()) };
+    rustix::process::prlimit(Pid::from_raw(pid), *resource, limit.clone())
+        .map(drop)
+        .map_err(|error| Error::Step { step: step.to_string(), source: error.into() })
+}
+
+fn before_root(hooks: &Hooks, child: &Cloned, namespaces: ThreadNameSpaceType) -> Result<(), Error> {
+    let creating = ContainerState::Creating;
+    let run = |point, list, place| hook::run(point, list, &hooks.state, creating, child.pid, place);
+    run("prestart", &hooks.prestart, Place::Runtime)?;
+    run("createRuntime", &hooks.create_runtime, Place::Runtime)?;
+    run("createContainer", &hooks.create_container, Place::Namespaces(child.pidfd.as_fd(), namespaces))
+}
+
+fn hand_on(
+    confinement: &Confinement,
+    hooks: &Hooks,
+    status: ContainerState,
+    pid: i32,
+    fd: &std::os::fd::OwnedFd,
+) -> Result<(), Error> {
+    let listener = confinement.filter.as_ref().and_then(|filter| filter.listener.as_ref());
+    let Some(listener) = listener else { return Ok(()) };
+    crate::listener::hand_on(listener, fd.as_fd(), &hooks.state, status, pid)
 }

@@ -29,12 +29,22 @@ pub enum Error {
         source: io::Error,
     },
     /// A step of the child failed.
-    #[error("{step}: {source}")]
+    #[error("{step}: {name}{source}", name = name_of(source))]
     Step {
         /// What was to be done, and to what.
         step: String,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// A hook failed.
+    #[error("{point} hook {path}: {reason}")]
+    Hook {
+        /// `prestart`, `createRuntime`, `createContainer`, `startContainer`, `poststart` or `poststop`.
+        point: &'static str,
+        /// Its program.
+        path: String,
+        /// How it ended, and the first of what it wrote to standard error.
+        reason: String,
     },
     /// The child ended, or said nothing in time, before it was set up.
     #[error("set up the process: {0}")]
@@ -77,5 +87,32 @@ impl Error {
 
     pub(crate) fn system(act: impl Into<String>, source: impl Into<io::Error>) -> Error {
         Error::System { act: act.into(), source: source.into() }
+    }
+}
+
+/// What errno(3) calls an error, for those that set-up runs into.
+fn name_of(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "EPERM: ",
+        Some(libc::ENOENT) => "ENOENT: ",
+        Some(libc::EIO) => "EIO: ",
+        Some(libc::EBADF) => "EBADF: ",
+        Some(libc::ENOMEM) => "ENOMEM: ",
+        Some(libc::EACCES) => "EACCES: ",
+        Some(libc::EBUSY) => "EBUSY: ",
+        Some(libc::EEXIST) => "EEXIST: ",
+        Some(libc::EXDEV) => "EXDEV: ",
+        Some(libc::ENODEV) => "ENODEV: ",
+        Some(libc::ENOTDIR) => "ENOTDIR: ",
+        Some(libc::EISDIR) => "EISDIR: ",
+        Some(libc::EINVAL) => "EINVAL: ",
+        Some(libc::EMFILE) => "EMFILE: ",
+        Some(libc::ENOSPC) => "ENOSPC: ",
+        Some(libc::EROFS) => "EROFS: ",
+        Some(libc::ELOOP) => "ELOOP: ",
+        Some(libc::ENAMETOOLONG) => "ENAMETOOLONG: ",
+        Some(libc::ENOSYS) => "ENOSYS: ",
+        Some(libc::EOPNOTSUPP) => "EOPNOTSUPP: ",
+        _ => "",
     }
 }

@@ -1,30 +1,27 @@
 //! The fork, and the child between it and its program.
 //!
-//! Parent and child share a sequential-packet socket. The child says `Ready` (with its terminal's master, if it has one) and waits at
-//! its start gate; the parent says go; then the socket either closes, because the program was executed, or brings the failure.
+//! The child says `Ready` and waits at its start gate; somebody says go; then the socket either closes, because the program was executed,
+//! or brings the failure. The gate is the socket to the parent or, for a container that outlives its maker, a listening socket with a
+//! name: who opens the gate connects to it, and that connection is the socket from then on.
 
 // UNSAFETY: what runs in the child must be async-signal-safe, which the compiler can't know.
 #![expect(unsafe_code, reason = "clone3 runs the child's code")]
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nacre_sys::clone::{Cloned, clone3};
 use nacre_sys::exec::{StringArray, close_range, execve, reset_signals};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair};
 use rustix::thread::LinkNameSpaceType;
 
+use crate::channel::{self, Heard, Message, Point, retry};
 use crate::error::Error;
-use crate::step::{Step, Walk};
+use crate::step::{Step, Walk, errno};
 
-/// How long the set-up of a process may take: steps are system calls, and only a sick file system makes one wait.
+/// How long one stretch of the set-up of a process may take: steps are system calls, and only a sick file system makes one wait.
 const SETUP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Everything a child needs.
@@ -32,6 +29,8 @@ const SETUP_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) struct Launch {
     /// `CLONE_NEW…` flags.
     pub(crate) namespaces: u64,
+    /// An existing user namespace in which the others are made.
+    pub(crate) user_namespace: Option<OwnedFd>,
     /// An existing PID namespace to be born in.
     pub(crate) pid_namespace: Option<OwnedFd>,
     /// A cgroup v2 directory to be born in.
@@ -40,11 +39,25 @@ pub(crate) struct Launch {
     pub(crate) steps: Vec<Step>,
     /// What to do behind it.
     pub(crate) last_steps: Vec<Step>,
+    /// Where the start gate listens, if it is not the parent's socket.
+    pub(crate) gate: Option<(OwnedFd, PathBuf)>,
+    /// How many descriptors after 2 are the program's (`--preserve-fds`).
+    pub(crate) kept: u32,
     /// The places where the program may be.
     pub(crate) candidates: StringArray,
     pub(crate) argv: StringArray,
     pub(crate) envp: StringArray,
 }
+
+/// What a child waits for, or hands over.
+#[derive(Debug)]
+pub(crate) enum Event {
+    At(Point),
+    Listener(OwnedFd),
+}
+
+/// Who serves a child's events.
+pub(crate) type Serve<'a> = &'a mut dyn FnMut(Event, &Cloned) -> Result<(), Error>;
 
 /// A child that waits at its start gate.
 #[derive(Debug)]
@@ -54,72 +67,123 @@ pub(crate) struct Waiting {
     pub(crate) master: Option<OwnedFd>,
 }
 
-/// The parent's end of the socket.
+/// The way to a child that waits.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    socket: OwnedFd,
-    launch: Box<Launch>,
+    way: Way,
+    steps: Names,
 }
 
-const READY: u8 = 1;
-const FAILED: u8 = 2;
+#[derive(Debug)]
+enum Way {
+    /// The socket to our own child.
+    Socket(OwnedFd),
+    /// The name at which somebody else's child listens.
+    Name(PathBuf),
+}
+
+/// What the steps were about, for whoever hears that one failed.
+#[derive(Debug)]
+enum Names {
+    Launch(Box<Launch>),
+    Text(Vec<String>),
+}
+
 /// A failure's step number for execve itself.
 const EXECVE: u32 = u32::MAX;
 
 impl Launch {
     /// Forks. Returns once the child waits at its gate, or with the reason why it does not.
-    pub(crate) fn spawn(self) -> Result<Waiting, Error> {
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+    pub(crate) fn spawn(mut self, serve: Serve<'_>) -> Result<Waiting, Error> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| Error::system("make a socket pair", error))?;
-        let cloned = self.fork(&theirs)?;
+        let cloned = self.fork(&ours, &theirs)?;
         drop(theirs);
-        let gate = Gate { socket: ours, launch: Box::new(self) };
-        match gate.receive(Some(SETUP_WITHIN)) {
-            Ok(Message::Ready(master)) => Ok(Waiting { cloned, gate, master }),
-            other => {
-                let _ = nacre_sys::pidfd::send_signal(cloned.pidfd.as_fd(), libc::SIGKILL); // it may have exited by itself
-                let _ = crate::process::reap(cloned.pidfd.as_fd());
-                Err(match other {
-                    Err(error) => error,
-                    Ok(Message::Failed(error)) => error,
-                    Ok(Message::Closed | Message::Ready(_)) => Error::Setup("it ended before it said why"),
-                })
+        // The child has its own copies of all descriptors; ours would keep its pipes and mounts alive.
+        self.steps.iter_mut().for_each(Step::release);
+        let named = self.gate.take().map(|(_, name)| name);
+        let steps = Names::Launch(Box::new(self));
+        match steps.until_ready(&ours, &cloned, serve) {
+            Ok(master) => {
+                let way = named.map_or(Way::Socket(ours), Way::Name);
+                Ok(Waiting { cloned, gate: Gate { way, steps }, master })
+            }
+            Err(error) => {
+                end(&cloned);
+                Err(error)
             }
         }
     }
 
-    /// A child is born in another PID namespace when its parent's thread says so beforehand; the thread says so for its own again after.
-    fn fork(&self, theirs: &OwnedFd) -> Result<Cloned, Error> {
-        let enter = |fd: BorrowedFd<'_>| {
-            rustix::thread::move_into_link_name_space(fd, Some(LinkNameSpaceType::ProcessID))
-                .map_err(|error| Error::system("choose the PID namespace of a child", error))
-        };
-        let own = match &self.pid_namespace {
-            Some(target) => {
-                let own = std::fs::File::open("/proc/thread-self/ns/pid")
-                    .map_err(|error| Error::system("open /proc/thread-self/ns/pid", error))?;
-                enter(target.as_fd())?;
-                Some(own)
-            }
-            None => None,
-        };
+    fn fork(&mut self, ours: &OwnedFd, theirs: &OwnedFd) -> Result<Cloned, Error> {
+        let own_program = program_of_this_process();
+        let pid_namespace = self.pid_namespace.take();
+        let user_namespace = self.user_namespace.take();
         let mut keep: Vec<u32> = self.steps.iter().chain(&self.last_steps).flat_map(Step::descriptors).collect();
+        keep.extend(self.gate.iter().map(|(fd, _)| fd.as_raw_fd() as u32));
         keep.push(theirs.as_raw_fd() as u32);
+        keep.extend(3..3 + self.kept);
         keep.sort_unstable();
-        // SAFETY: `child` makes system calls only: its steps hold ready-made C strings, its state is on the stack, and
-        // descriptors that it drops are closed by a system call.
-        let cloned = unsafe {
-            clone3(self.namespaces, self.cgroup.as_ref().map(AsFd::as_fd), || self.child(theirs.as_fd(), &keep))
-        };
-        if let Some(own) = own {
-            enter(own.as_fd())?;
+        keep.dedup();
+        let (namespaces, cgroup) = (self.namespaces, self.cgroup.take());
+        let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+        let socket = theirs.as_fd();
+        in_pid_namespace(pid_namespace.as_ref(), || match user_namespace {
+            // SAFETY: `child` makes system calls only: its steps hold ready-made C strings, its state is on the stack, and
+            // what it drops is descriptors, which are closed by a system call.
+            None => unsafe { clone3(namespaces, cgroup, || self.child(socket, &keep, own_program)) }
+                .map_err(|error| Error::system("clone3", error)),
+            Some(user_namespace) => {
+                let user_namespace = user_namespace.as_fd();
+                // SAFETY: as above; what runs between is two system calls.
+                let between = unsafe {
+                    clone3(0, cgroup, || self.child_in(user_namespace, namespaces, socket, &keep, own_program))
+                }
+                .map_err(|error| Error::system("clone3", error))?;
+                let born = self.await_birth(ours);
+                end(&between);
+                born
+            }
+        })
+    }
+
+    /// A go-between: the namespaces of a container that joins a user namespace belong to it only if they are made by one who is in it
+    /// already. The child proper is its sibling, and so the parent's own.
+    fn child_in(
+        &mut self,
+        user_namespace: BorrowedFd<'_>,
+        namespaces: u64,
+        socket: BorrowedFd<'_>,
+        keep: &[u32],
+        own_program: (u64, u64),
+    ) -> i32 {
+        let kind = LinkNameSpaceType::User;
+        if let Err(error) = rustix::thread::move_into_link_name_space(user_namespace, Some(kind)) {
+            return fail(socket, EXECVE, error);
         }
-        cloned.map_err(|error| Error::system("clone3", error))
+        let flags = namespaces | libc::CLONE_PARENT as u64;
+        // SAFETY: as in `fork`.
+        match unsafe { clone3(flags, None, || self.child(socket, keep, own_program)) } {
+            Ok(born) => i32::from(channel::send(socket, Message::Born, Some(born.pidfd.as_fd())).is_err()),
+            Err(error) => fail(socket, EXECVE, errno(error)),
+        }
+    }
+
+    fn await_birth(&self, socket: &OwnedFd) -> Result<Cloned, Error> {
+        match channel::receive(socket, Some(SETUP_WITHIN)) {
+            Ok(Heard::Message(Message::Born, Some(pidfd))) => {
+                let pid = pid_of(&pidfd).ok_or(Error::Setup("it was gone at once"))?;
+                Ok(Cloned { pid, pidfd })
+            }
+            Ok(Heard::Message(Message::Failed(_, errno), _)) => {
+                Err(Error::system("clone3 in the user namespace", std::io::Error::from_raw_os_error(errno)))
+            }
+            _ => Err(Error::Setup("it could not be made in the user namespace")),
+        }
     }
 
     /// The child. Returns its exit code, should it come to that.
-    fn child(&self, socket: BorrowedFd<'_>, keep: &[u32]) -> i32 {
+    fn child(&mut self, socket: BorrowedFd<'_>, keep: &[u32], own_program: (u64, u64)) -> i32 {
         // While it waits at its gate, a child must hold no end of another container's pipe, nor the parent's of its own socket.
         let mut first = 3;
         for fd in keep.iter().copied().filter(|fd| *fd >= 3).chain([u32::MAX]) {
@@ -130,17 +194,39 @@ impl Launch {
             first = fd.saturating_add(1);
         }
         reset_signals();
-        let mut walk = Walk { root: None, master: None, slave: None, candidates: &self.candidates, program: 0 };
         rustix::process::umask(rustix::fs::Mode::empty());
-        for (i, step) in (0u32..).zip(&self.steps) {
+        let count = self.steps.len() as u32;
+        let mut walk = Walk {
+            socket,
+            root: None,
+            master: None,
+            slave: None,
+            label: None,
+            in_place: false,
+            candidates: &self.candidates,
+            own_program,
+            program: 0,
+        };
+        for (i, step) in (0..).zip(&mut self.steps) {
             if let Err(error) = step.run(&mut walk) {
                 return fail(socket, i, error);
             }
         }
-        if ready(socket, walk.master.as_ref()).is_err() || !opened(socket) {
+        if channel::send(socket, Message::Ready, walk.master.as_ref().map(AsFd::as_fd)).is_err() {
             return 1;
         }
-        for (i, step) in (self.steps.len() as u32..).zip(&self.last_steps) {
+        walk.master = None;
+        let connection = match &self.gate {
+            None if channel::told_to_go(socket) => None,
+            None => return 1,
+            Some((gate, _)) => match accept_go(gate) {
+                Some(connection) => Some(connection),
+                None => return 1,
+            },
+        };
+        let socket = connection.as_ref().map_or(socket, AsFd::as_fd);
+        walk.socket = socket;
+        for (i, step) in (count..).zip(&mut self.last_steps) {
             if let Err(error) = step.run(&mut walk) {
                 return fail(socket, i, error);
             }
@@ -149,13 +235,12 @@ impl Launch {
             return fail(socket, EXECVE, Errno::NOENT);
         };
         let error = execve(program, &self.argv, &self.envp);
-        fail(socket, EXECVE, Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        fail(socket, EXECVE, errno(error))
     }
 
     fn error(&self, step: u32, errno: i32) -> Error {
         let source = std::io::Error::from_raw_os_error(errno);
-        let step = self.steps.iter().chain(&self.last_steps).nth(step as usize);
-        match step {
+        match self.steps.iter().chain(&self.last_steps).nth(step as usize) {
             None | Some(Step::FindProgram) => {
                 let program = self.argv.strings().first().map(|arg| arg.to_string_lossy().into_owned());
                 Error::Program { program: program.unwrap_or_default(), source }
@@ -163,85 +248,165 @@ impl Launch {
             Some(step) => Error::Step { step: step.to_string(), source },
         }
     }
-}
 
-enum Message {
-    Ready(Option<OwnedFd>),
-    Failed(Error),
-    Closed,
-}
-
-impl Gate {
-    /// Lets the child go, and returns once its program runs.
-    pub(crate) fn open(self) -> Result<(), Error> {
-        rustix::net::send(&self.socket, &[READY], SendFlags::NOSIGNAL).map_err(|_| Error::Ended)?;
-        match self.receive(None)? {
-            Message::Closed => Ok(()),
-            Message::Failed(error) => Err(error),
-            Message::Ready(_) => Err(Error::Setup("it spoke out of turn")),
-        }
-    }
-
-    fn receive(&self, within: Option<Duration>) -> Result<Message, Error> {
-        let limit = within.map(|within| rustix::time::Timespec { tv_sec: within.as_secs() as i64, tv_nsec: 0 });
-        let fail = |error: Errno| Error::system("hear from the process", error);
-        if retry(|| poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], limit.as_ref())).map_err(fail)? == 0 {
-            return Err(Error::Setup("it took too long"));
-        }
-        let mut bytes = [0; 9];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let message = retry(|| {
-            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        });
-        let length = match message {
-            Ok(message) => message.bytes,
-            Err(Errno::CONNRESET) => 0,
-            Err(error) => return Err(fail(error)),
-        };
-        let master = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        match (length, bytes) {
-            (0, _) => Ok(Message::Closed),
-            (1, [READY, ..]) => Ok(Message::Ready(master)),
-            (9, [FAILED, s0, s1, s2, s3, e0, e1, e2, e3]) => Ok(Message::Failed(
-                self.launch.error(u32::from_ne_bytes([s0, s1, s2, s3]), i32::from_ne_bytes([e0, e1, e2, e3])),
-            )),
-            _ => Err(Error::Setup("it said something else than expected")),
-        }
+    /// The steps' names, and at last the program's.
+    fn names(&self) -> Vec<String> {
+        let program = self.argv.strings().first().map(|arg| arg.to_string_lossy().into_owned());
+        let steps = self.steps.iter().chain(&self.last_steps).map(ToString::to_string);
+        steps.chain([program.unwrap_or_default()]).collect()
     }
 }
 
-fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+/// The device and inode of the program that this process runs.
+fn program_of_this_process() -> (u64, u64) {
+    static OWN: std::sync::OnceLock<(u64, u64)> = std::sync::OnceLock::new();
+    *OWN.get_or_init(|| rustix::fs::stat(c"/proc/self/exe").map_or((0, 0), |stat| (stat.st_dev, stat.st_ino)))
+}
+
+/// Runs `make` so that a child which it makes is born in `namespace`. A child is born in another PID namespace when its parent's thread
+/// says so beforehand; the thread says so for its own again after.
+fn in_pid_namespace<T>(namespace: Option<&OwnedFd>, make: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let Some(namespace) = namespace else { return make() };
+    let enter = |fd: BorrowedFd<'_>| {
+        rustix::thread::move_into_link_name_space(fd, Some(LinkNameSpaceType::ProcessID))
+            .map_err(|error| Error::system("choose the PID namespace of a child", error))
+    };
+    let own = std::fs::File::open("/proc/thread-self/ns/pid")
+        .map_err(|error| Error::system("open /proc/thread-self/ns/pid", error))?;
+    enter(namespace.as_fd())?;
+    let made = make();
+    enter(own.as_fd())?;
+    made
+}
+
+/// The number, in this process's PID namespace, of the process that `pidfd` stands for.
+fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// Kills and reaps a child that came to nothing.
+fn end(child: &Cloned) {
+    let _ = nacre_sys::pidfd::send_signal(child.pidfd.as_fd(), libc::SIGKILL); // it may have exited by itself
+    let _ = crate::process::reap(child.pidfd.as_fd());
+}
+
+/// Waits for the one who opens the gate. Who connects and hangs up was not the one.
+fn accept_go(gate: &OwnedFd) -> Option<OwnedFd> {
     loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            result => return result,
+        let connection = retry(|| rustix::net::accept_with(gate, SocketFlags::CLOEXEC)).ok()?;
+        if channel::told_to_go(connection.as_fd()) {
+            return Some(connection);
         }
     }
-}
-
-fn ready(socket: BorrowedFd<'_>, master: Option<&OwnedFd>) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [master.map_or(socket, AsFd::as_fd)];
-    if master.is_some() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    }
-    sendmsg(socket, &[IoSlice::new(&[READY])], &mut ancillary, SendFlags::NOSIGNAL).map(drop)
-}
-
-fn opened(socket: BorrowedFd<'_>) -> bool {
-    let mut byte = [0];
-    retry(|| rustix::net::recv(socket, &mut byte[..], RecvFlags::empty())).is_ok_and(|(length, _)| length == 1)
 }
 
 fn fail(socket: BorrowedFd<'_>, step: u32, error: Errno) -> i32 {
-    let [s0, s1, s2, s3] = step.to_ne_bytes();
-    let [e0, e1, e2, e3] = error.raw_os_error().to_ne_bytes();
-    let message = [FAILED, s0, s1, s2, s3, e0, e1, e2, e3];
-    let _ = rustix::net::send(socket, &message, SendFlags::NOSIGNAL); // a parent that is gone needs no reason
+    let _ = channel::send(socket, Message::Failed(step, error.raw_os_error()), None); // a parent that is gone needs no reason
     1
+}
+
+/// A start gate with the name `path`.
+pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, PathBuf), Error> {
+    let fail = |error: Errno| Error::system(format!("make the start gate {}", path.display()), error);
+    let address = SocketAddrUnix::new(path).map_err(fail)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
+    rustix::net::bind(&socket, &address).map_err(fail)?;
+    rustix::net::listen(&socket, 1).map_err(fail)?;
+    Ok((socket, path.into()))
+}
+
+impl Gate {
+    /// The gate with the name `path`, of a child that another process made, and what its steps are about.
+    pub(crate) fn named(path: PathBuf, steps: Vec<String>) -> Gate {
+        Gate { way: Way::Name(path), steps: Names::Text(steps) }
+    }
+
+    /// What [`Gate::named`] needs to know of the steps.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match &self.steps {
+            Names::Launch(launch) => launch.names(),
+            Names::Text(names) => names.clone(),
+        }
+    }
+
+    /// Lets the child go, and returns once its program runs.
+    pub(crate) fn open(self, child: &Cloned, serve: Serve<'_>) -> Result<(), Error> {
+        let socket = match self.way {
+            Way::Socket(socket) => socket,
+            Way::Name(name) => connect(&name)?,
+        };
+        channel::go(&socket).map_err(|_| Error::Ended)?;
+        match self.steps.next(&socket, None, child, serve)? {
+            None => Ok(()),
+            Some(_) => Err(Error::Setup("it said something else than expected")),
+        }
+    }
+}
+
+fn connect(name: &Path) -> Result<OwnedFd, Error> {
+    let fail = |error: Errno| match error {
+        Errno::CONNREFUSED | Errno::NOENT => Error::Ended,
+        error => Error::system(format!("open the start gate {}", name.display()), error),
+    };
+    let address = SocketAddrUnix::new(name).map_err(fail)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
+    rustix::net::connect(&socket, &address).map_err(fail)?;
+    Ok(socket)
+}
+
+impl Names {
+    /// Serves the child until it waits at its start gate; returns its terminal's master.
+    fn until_ready(&self, socket: &OwnedFd, child: &Cloned, serve: Serve<'_>) -> Result<Option<OwnedFd>, Error> {
+        match self.next(socket, Some(SETUP_WITHIN), child, serve)? {
+            Some((Message::Ready, master)) => Ok(master),
+            Some(_) => Err(Error::Setup("it said something else than expected")),
+            None => Err(Error::Setup("it ended before it said why")),
+        }
+    }
+
+    /// The next message that is no event; `None` when the child hangs up.
+    fn next(
+        &self,
+        socket: &OwnedFd,
+        patience: Option<Duration>,
+        child: &Cloned,
+        serve: Serve<'_>,
+    ) -> Result<Option<(Message, Option<OwnedFd>)>, Error> {
+        loop {
+            let heard = channel::receive(socket, patience)
+                .map_err(|error| Error::system("hear from a process that is being set up", error))?;
+            match heard {
+                Heard::Message(Message::Sync(point), _) => {
+                    serve(Event::At(point), child)?;
+                    channel::go(socket).map_err(|_| Error::Ended)?;
+                }
+                Heard::Message(Message::Listener, Some(listener)) => serve(Event::Listener(listener), child)?,
+                Heard::Message(Message::Failed(step, errno), _) => return Err(self.error(step, errno)),
+                Heard::Message(message, fd) => return Ok(Some((message, fd))),
+                Heard::Closed => return Ok(None),
+                Heard::Noise => return Err(Error::Setup("it said something else than expected")),
+                Heard::Silence => return Err(Error::Setup("it was not done within a minute")),
+            }
+        }
+    }
+
+    fn error(&self, step: u32, errno: i32) -> Error {
+        let names = match self {
+            Names::Launch(launch) => return launch.error(step, errno),
+            Names::Text(names) => names,
+        };
+        let source = std::io::Error::from_raw_os_error(errno);
+        let program = names.last().cloned().unwrap_or_default();
+        match names.get(step as usize) {
+            Some(name) if step as usize + 1 < names.len() => Error::Step { step: name.clone(), source },
+            _ => Error::Program { program, source },
+        }
+    }
+}
+
+/// A child in new namespaces that does nothing but `act`, in which only a system call or two may be.
+pub(crate) fn bare_child(namespaces: u64, act: impl FnOnce() -> i32) -> std::io::Result<Cloned> {
+    // SAFETY: the callers pass closures that make system calls only.
+    unsafe { clone3(namespaces, None, act) }
 }

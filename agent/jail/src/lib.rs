@@ -5,18 +5,25 @@
 //! that fails comes back as its own description and the errno. Nothing is re-executed and nothing is serialised.
 
 mod cgroup;
+mod channel;
 mod container;
+mod copy_up;
 mod error;
+mod hook;
 mod launch;
+mod listener;
 mod plan;
+mod prepare;
 mod process;
+mod record;
 mod stats;
 mod step;
 
-pub use container::Container;
+pub use container::{Container, Status};
 pub use error::Error;
 pub use plan::Plan;
 pub use process::{ExitStatus, Process};
+pub use record::Record;
 pub use stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
 
 use std::os::fd::OwnedFd;
@@ -33,6 +40,8 @@ pub enum Io {
         /// File descriptor 2.
         stderr: OwnedFd,
     },
+    /// The caller's own.
+    Inherit,
     /// A pseudo-terminal of the container's own devpts, the controlling terminal of a new session. Its master is had from
     /// [`Process::take_terminal`].
     Terminal {

@@ -3,11 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use nacre_sys::clone::Cloned;
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
 
 use crate::error::Error;
-use crate::launch::{Gate, Waiting};
+use crate::launch::{Gate, Serve, Waiting};
+use crate::record;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +33,9 @@ impl ExitStatus {
 /// A process of a container. The first one waits at its start gate until [`crate::Container::start`].
 #[derive(Debug)]
 pub struct Process {
-    pid: i32,
-    pidfd: OwnedFd,
+    child: Cloned,
+    /// Whether it is this process's child, which alone can have its status.
+    ours: bool,
     state: Mutex<State>,
 }
 
@@ -47,23 +50,41 @@ impl Process {
     pub(crate) fn new(waiting: Waiting) -> Process {
         let Waiting { cloned, gate, master } = waiting;
         let state = State { gate: Some(gate), master, status: None };
-        Process { pid: cloned.pid, pidfd: cloned.pidfd, state: Mutex::new(state) }
+        Process { child: cloned, ours: true, state: Mutex::new(state) }
+    }
+
+    /// The process `pid` that started at `start_time`, which somebody else made. It may have ended.
+    pub(crate) fn open(pid: i32, start_time: u64, gate: Option<Gate>) -> Result<Process, Error> {
+        let fail = |error: Errno| Error::system(format!("open process {pid}"), error);
+        let number = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(|| fail(Errno::INVAL))?;
+        let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(pidfd) if record::start_time(pid) == Some(start_time) => pidfd,
+            Ok(_) | Err(Errno::SRCH) => ended_process().map_err(fail)?,
+            Err(error) => return Err(fail(error)),
+        };
+        let state = State { gate, master: None, status: None };
+        Ok(Process { child: Cloned { pid, pidfd }, ours: false, state: Mutex::new(state) })
     }
 
     /// Opens the start gate.
-    pub(crate) fn start(&self) -> Result<(), Error> {
+    pub(crate) fn start(&self, serve: Serve<'_>) -> Result<(), Error> {
         let gate = self.with(|state| state.gate.take());
-        gate.ok_or(Error::State("started already"))?.open()
+        gate.ok_or(Error::State("started already"))?.open(&self.child, serve)
+    }
+
+    /// What the start gate knows of the steps.
+    pub(crate) fn gate_names(&self) -> Vec<String> {
+        self.with(|state| state.gate.as_ref().map(Gate::names).unwrap_or_default())
     }
 
     /// Its number in the PID namespace of the caller.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.child.pid
     }
 
     /// Readable once the process has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.pidfd.as_fd()
     }
 
     /// Whether it still waits at its start gate.
@@ -76,9 +97,10 @@ impl Process {
     /// # Errors
     /// [`Error::Ended`], or a number that is no signal.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
-        nacre_sys::pidfd::send_signal(self.pidfd.as_fd(), signal).map_err(|error| match error.raw_os_error() {
-            Some(libc::ESRCH) => Error::Ended,
-            _ => Error::system(format!("send signal {signal} to process {}", self.pid), error),
+        nacre_sys::pidfd::send_signal(self.child.pidfd.as_fd(), signal).map_err(|error| match error.raw_os_error() {
+            // EBADF: what stands for a process that had ended before it was taken up.
+            Some(libc::ESRCH | libc::EBADF) => Error::Ended,
+            _ => Error::system(format!("send signal {signal} to process {}", self.child.pid), error),
         })
     }
 
@@ -89,26 +111,49 @@ impl Process {
     pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
         self.with(|state| {
             if state.status.is_none() {
-                state.status = poll(self.pidfd.as_fd(), WaitIdOptions::NOHANG)?;
+                state.status = poll(self.child.pidfd.as_fd(), WaitIdOptions::NOHANG)?;
             }
             Ok(state.status)
         })
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn has_ended(&self) -> Result<bool, Error> {
+        let known = self.with(|state| state.status.is_some());
+        Ok(known || self.poll(Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 }))?)
+    }
+
     /// Waits until it ends.
     ///
     /// # Errors
-    /// Those of waitid(2).
+    /// Those of waitid(2): a process that somebody else made has no status for us.
     pub fn wait(&self) -> Result<ExitStatus, Error> {
         loop {
             if let Some(status) = self.try_wait()? {
                 return Ok(status);
             }
-            let ended = rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN);
-            match rustix::event::poll(&mut [ended], None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(Error::system(format!("wait for process {}", self.pid), error)),
-            }
+            self.poll(None)?;
+        }
+    }
+
+    /// As [`Process::wait`], for any process.
+    pub(crate) fn wait_until_ended(&self) -> Result<(), Error> {
+        while !self.has_ended()? {
+            self.poll(None)?;
+        }
+        if self.ours { self.wait().map(drop) } else { Ok(()) }
+    }
+
+    /// Whether it has ended once `limit` is over.
+    fn poll(&self, limit: Option<&rustix::time::Timespec>) -> Result<bool, Error> {
+        let ended = rustix::event::PollFd::new(&self.child.pidfd, rustix::event::PollFlags::IN);
+        match rustix::event::poll(&mut [ended], limit) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(Error::system(format!("wait for process {}", self.child.pid), error)),
         }
     }
 
@@ -121,6 +166,13 @@ impl Process {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Something that looks to poll(2) like the pidfd of a process that has ended, and to signals like nothing.
+fn ended_process() -> Result<OwnedFd, Errno> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    rustix::io::write(&write, b".")?;
+    Ok(read)
 }
 
 /// Waits for the end of a child and takes its status.

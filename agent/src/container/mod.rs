@@ -223,7 +223,7 @@ impl Container {
         let pipe_size = self.pipe_size;
         let made = self.blocking(move |engine| {
             let (io, ours) = streams(&process, pipe_size)?;
-            let stray = Stray(Some(engine.with(|container| container.exec(&process, io))?));
+            let stray = Stray(Some(engine.with(|container| container.exec(&process, io, 0))?));
             let ends = stray.0.as_ref().map(|process| ends(ours, process)).ok_or(Error::Task)??;
             Ok((stray, ends))
         });

@@ -18,7 +18,7 @@ pub struct Cloned {
     pub pidfd: OwnedFd,
 }
 
-/// clone3(2): a child in the namespaces of `flags` (`CLONE_NEW…`) and, where the hierarchy is cgroup v2, in `cgroup` from its first
+/// clone3(2): a child in the namespaces of `flags` (`CLONE_NEW…`; with `CLONE_PARENT` a sibling) and, where the hierarchy is cgroup v2, in `cgroup` from its first
 /// instruction. The child runs `child` and exits with its value; it never returns from here.
 ///
 /// # Errors
@@ -34,7 +34,8 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnO
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD as u64 | into_cgroup;
     args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // A sibling takes over its creator's signal (clone3 refuses another).
+    args.exit_signal = if flags & libc::CLONE_PARENT as u64 == 0 { libc::SIGCHLD as u64 } else { 0 };
     args.cgroup = cgroup.map_or(0, |fd| fd.as_raw_fd() as u64);
     // SAFETY: `args` and `pidfd` outlive the call; without CLONE_VM the child has its own copy of everything.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };

@@ -7,6 +7,8 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use libc::c_int;
+
 /// `MOUNT_ATTR_…` bits to set and to clear, and a propagation (`MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE`, `MS_UNBINDABLE`) or 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MountAttr {
@@ -32,8 +34,26 @@ impl MountAttr {
 pub fn mount_setattr(dir: BorrowedFd<'_>, path: &CStr, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     let raw =
         libc::mount_attr { attr_set: attr.set, attr_clr: attr.clear, propagation: attr.propagation, userns_fd: 0 };
-    let empty = if path.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
-    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    set(dir, path, recursive, &raw)
+}
+
+/// mount_setattr(2) with `MOUNT_ATTR_IDMAP`: the detached mount `tree` shows its owners through the mappings of `user_namespace`.
+///
+/// # Errors
+/// Those of mount_setattr(2).
+pub fn map_ids(tree: BorrowedFd<'_>, recursive: bool, user_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let raw = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_namespace.as_raw_fd() as u64,
+    };
+    set(tree, c"", recursive, &raw)
+}
+
+fn set(dir: BorrowedFd<'_>, path: &CStr, recursive: bool, raw: &libc::mount_attr) -> io::Result<()> {
+    let empty: c_int = if path.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
+    let recursive: c_int = if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: `raw` and `path` outlive the call.
     let result = unsafe {
         libc::syscall(
@@ -41,7 +61,7 @@ pub fn mount_setattr(dir: BorrowedFd<'_>, path: &CStr, recursive: bool, attr: &M
             dir.as_raw_fd(),
             path.as_ptr(),
             empty | recursive,
-            &raw const raw,
+            std::ptr::from_ref(raw),
             size_of::<libc::mount_attr>(),
         )
     };

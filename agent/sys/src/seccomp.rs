@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "seccomp has no safe form")]
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// A BPF program for seccomp(2), checked for shape.
 #[derive(Debug, Clone)]
@@ -30,15 +31,30 @@ impl Program {
         let whole = bytes.len().is_multiple_of(INSTRUCTION);
         (whole && !instructions.is_empty() && instructions.len() <= 4096).then_some(Program(instructions))
     }
+
+    /// The form that [`Program::from_bytes`] reads.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let bytes = |i: &libc::sock_filter| {
+            let ([c0, c1], [k0, k1, k2, k3]) = (i.code.to_ne_bytes(), i.k.to_ne_bytes());
+            [c0, c1, i.jt, i.jf, k0, k1, k2, k3]
+        };
+        self.0.iter().flat_map(bytes).collect()
+    }
 }
 
-/// seccomp(2) `SECCOMP_SET_MODE_FILTER` on the calling thread. Needs no_new_privs or CAP_SYS_ADMIN. Async-signal-safe.
+/// seccomp(2) `SECCOMP_SET_MODE_FILTER` on the calling thread. Needs no_new_privs or CAP_SYS_ADMIN. With
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER` among `flags` it returns the listener. Async-signal-safe.
 ///
 /// # Errors
 /// Those of seccomp(2).
-pub fn load(program: &Program, flags: u64) -> io::Result<()> {
+pub fn load(program: &Program, flags: u64) -> io::Result<Option<OwnedFd>> {
     let raw = libc::sock_fprog { len: program.0.len() as u16, filter: program.0.as_ptr().cast_mut() };
     // SAFETY: the kernel copies the program, which outlives the call, and does not write to it.
     let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const raw) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 => Ok(None),
+        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+        fd => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) })),
+    }
 }

@@ -1,12 +1,14 @@
 //! `linux.seccomp` → BPF, through libseccomp.
 
 use std::io::{Read as _, Seek as _};
+use std::path::PathBuf;
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nacre_sys::seccomp::Program;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::step::Step;
@@ -14,11 +16,24 @@ use crate::step::Step;
 /// The most names over all rules of one filter.
 const MAX_RULES: usize = 16_384;
 
+/// The call by which a child hands its listener on, once the filter holds for it.
+const HANDED_ON_BY: &str = "sendmsg";
+
 /// A compiled filter and how it is to be loaded.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
-    program: Program,
-    flags: u64,
+    pub(crate) program: Program,
+    pub(crate) flags: u64,
+    pub(crate) listener: Option<Listener>,
+}
+
+/// Who is asked about the calls that the filter neither allows nor refuses (`SCMP_ACT_NOTIFY`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Listener {
+    /// The UNIX socket that is sent the descriptor.
+    pub(crate) path: PathBuf,
+    /// What the specification wants it to be told.
+    pub(crate) metadata: Option<String>,
 }
 
 impl Filter {
@@ -41,7 +56,14 @@ impl Filter {
             add(&mut context, default, syscall, &format!("linux.seccomp.syscalls[{i}]"))?;
         }
         let program = export(&context)?;
-        Ok(Filter { program, flags: flags(seccomp.flags().as_deref().unwrap_or_default()) })
+        let mut flags = flags(seccomp.flags().as_deref().unwrap_or_default());
+        let listener = listener(seccomp)?;
+        if listener.is_some() {
+            flags |= libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        } else if flags & WAIT_KILLABLE != 0 {
+            return Err(Error::spec("linux.seccomp.flags", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs a listener"));
+        }
+        Ok(Filter { program, flags, listener })
     }
 
     pub(crate) fn into_step(self) -> Step {
@@ -110,9 +132,7 @@ fn action(property: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Res
         LinuxSeccompAction::ScmpActTrace => ScmpAction::Trace(u16::try_from(errno).map_err(|_| out_of_range())?),
         LinuxSeccompAction::ScmpActLog => ScmpAction::Log,
         LinuxSeccompAction::ScmpActAllow => ScmpAction::Allow,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(Error::Unsupported { property: format!("{property} SCMP_ACT_NOTIFY") });
-        }
+        LinuxSeccompAction::ScmpActNotify => ScmpAction::Notify,
     })
 }
 
@@ -128,10 +148,36 @@ fn flags(flags: &[LinuxSeccompFilterFlag]) -> u64 {
         all | match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync
-            | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => WAIT_KILLABLE,
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
         }
     })
+}
+
+/// linux/seccomp.h, `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` (Linux 5.19).
+const WAIT_KILLABLE: u64 = 1 << 5;
+
+/// The listener, if any call is to be asked about.
+fn listener(seccomp: &LinuxSeccomp) -> Result<Option<Listener>, Error> {
+    let notify = LinuxSeccompAction::ScmpActNotify;
+    let rules = || seccomp.syscalls().iter().flatten();
+    if seccomp.default_action() != notify && rules().all(|rule| rule.action() != notify) {
+        return Ok(None);
+    }
+    let Some(path) = seccomp.listener_path().clone().filter(|path| path.is_absolute()) else {
+        return Err(Error::spec("linux.seccomp.listenerPath", "SCMP_ACT_NOTIFY needs the absolute path of a listener"));
+    };
+    let allows = |action| matches!(action, LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog);
+    let mut named = rules().filter(|rule| rule.names().iter().any(|name| name == HANDED_ON_BY)).peekable();
+    let handed_on = match named.peek() {
+        None => allows(seccomp.default_action()),
+        Some(_) => named.all(|rule| allows(rule.action()) && rule.args().as_ref().is_none_or(Vec::is_empty)),
+    };
+    if !handed_on {
+        let reason = format!("a filter with a listener must allow {HANDED_ON_BY}, by which the listener is handed on");
+        return Err(Error::spec("linux.seccomp", reason));
+    }
+    Ok(Some(Listener { path, metadata: seccomp.listener_metadata().clone() }))
 }
 
 /// libseccomp writes its BPF to a descriptor: an anonymous file takes it.

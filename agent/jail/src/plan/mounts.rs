@@ -1,15 +1,16 @@
-//! `mounts`, `linux.devices`, and the paths inside a container.
+//! `mounts`, and the paths inside a container.
 
 use std::ffi::CString;
 use std::path::Path;
 
 use nacre_sys::mount::MountAttr;
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount as Asked};
-use rustix::fs::FileType;
+use oci_spec::runtime::Mount as Asked;
 
 use super::c_string;
+use super::namespaces::Maps;
+use crate::cgroup;
 use crate::error::Error;
-use crate::step::{Inside, Mount, Node, Source, Step};
+use crate::step::{IdMap, Inside, Mount, Source, Step};
 
 /// The longest path that the kernel takes (PATH_MAX, limits.h).
 const MAX_PATH: usize = 4095;
@@ -29,84 +30,162 @@ pub(crate) fn inside(property: &str, path: &Path) -> Result<Inside, Error> {
     Inside::new(path).ok_or_else(|| Error::spec(property, "holds a NUL"))
 }
 
+/// What mounts are laid out with.
+#[derive(Debug)]
+pub(super) struct Context<'a> {
+    pub(super) bundle: &'a Path,
+    /// The container's cgroup, below the hierarchy's root.
+    pub(super) cgroup: &'a Path,
+    /// The mappings of its new user namespace.
+    pub(super) maps: Option<&'a Maps>,
+    /// How a bind mount relates to what it shows, unless it says so itself.
+    pub(super) propagation: u64,
+    /// The option that gives new file systems their SELinux context.
+    pub(super) label: Option<CString>,
+}
+
 /// Every mount, in the specification's order.
-pub(crate) fn lay_out(mounts: &[Asked], bundle: &Path) -> Result<Vec<Step>, Error> {
+pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Vec<Step>, Error> {
     let mut steps = Vec::new();
     for (i, mount) in mounts.iter().enumerate() {
         let property = format!("mounts[{i}]");
         let options = parse(&property, mount.options().as_deref().unwrap_or_default())?;
         let kind = mount.typ().as_deref().unwrap_or("none");
         // Old specifications have destinations without the leading slash.
-        let target = inside(&format!("{property}.destination"), &Path::new("/").join(mount.destination()))?;
-        if options.bind || kind == "bind" {
-            steps.push(bind(&property, mount, &options, target, bundle)?);
-        } else if kind == "cgroup" && !cgroup_v2() {
-            steps.extend(cgroup_v1(&property, mount.destination(), &options)?);
+        let destination = Path::new("/").join(mount.destination());
+        let target = inside(&format!("{property}.destination"), &destination)?;
+        if target.is_root() {
+            return Err(Error::spec(format!("{property}.destination"), "is the root itself"));
+        }
+        if kind == "cgroup" || kind == "cgroup2" {
+            steps.extend(cgroups(&property, &destination, &options, context)?);
+        } else if options.bind || kind == "bind" {
+            steps.push(bind(&property, mount, options, target, context)?);
         } else {
-            let kind = if kind == "cgroup" { "cgroup2" } else { kind };
-            steps.push(new(&property, kind, mount.source().as_deref(), options, target)?);
+            if options.ids || mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+                return Err(Error::spec(property, "only a bind mount can map ids"));
+            }
+            steps.push(new(&property, kind, mount.source().as_deref(), options, target, context)?);
         }
     }
     Ok(steps)
 }
 
-fn bind(property: &str, mount: &Asked, options: &Options, target: Inside, bundle: &Path) -> Result<Step, Error> {
+fn bind(
+    property: &str,
+    mount: &Asked,
+    mut options: Options,
+    target: Inside,
+    context: &Context<'_>,
+) -> Result<Step, Error> {
     let source = mount.source().as_deref().ok_or_else(|| Error::spec(property, "a bind mount needs a source"))?;
     if let Some((key, _)) = options.rest.first() {
         return Err(Error::spec(property, format!("{:?} is no option of a bind mount", key.to_string_lossy())));
     }
-    let path = c_string(&format!("{property}.source"), &bundle.join(source).to_string_lossy())?;
+    if options.copy {
+        return Err(Error::spec(property, "tmpcopyup is no option of a bind mount"));
+    }
+    if options.attr.propagation == 0 && options.recursive_attr.propagation == 0 {
+        options.recursive_attr.propagation = context.propagation;
+    }
+    let path = c_string(&format!("{property}.source"), &context.bundle.join(source).to_string_lossy())?;
+    let ids = ids(property, mount, &options, context)?;
     Ok(Step::Mount(Box::new(Mount {
         target,
-        source: Source::Bind { path, recursive: options.recursive },
+        source: Source::Bind { path, recursive: options.recursive, ids },
+        options: options.text,
         attr: options.attr,
         recursive_attr: options.recursive_attr,
         refuse_symlinks: false,
+        tree: None,
     })))
 }
 
-fn new(property: &str, kind: &str, source: Option<&Path>, options: Options, target: Inside) -> Result<Step, Error> {
+/// The mappings of an id-mapped mount: its own, or the container's.
+fn ids(property: &str, mount: &Asked, options: &Options, context: &Context<'_>) -> Result<Option<IdMap>, Error> {
+    let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
+    let maps = match (uids, gids) {
+        (None, None) if !options.ids => return Ok(None),
+        (None, None) => context.maps.cloned().ok_or_else(|| {
+            Error::spec(property, "idmap needs uidMappings and gidMappings, its own or those of a new user namespace")
+        })?,
+        _ => Maps::new(property, uids.as_deref().unwrap_or_default(), gids.as_deref().unwrap_or_default())?,
+    };
+    Ok(Some(IdMap { uids: maps.uids, gids: maps.gids, recursive: options.recursive_ids }))
+}
+
+fn new(
+    property: &str,
+    kind: &str,
+    source: Option<&Path>,
+    options: Options,
+    target: Inside,
+    context: &Context<'_>,
+) -> Result<Step, Error> {
+    if options.copy && kind != "tmpfs" {
+        return Err(Error::spec(property, format!("tmpcopyup is an option of tmpfs, not of {kind}")));
+    }
     let mut all = Vec::new();
     if let Some(source) = source.filter(|source| !source.as_os_str().is_empty()) {
         all.push((c"source".into(), Some(c_string(&format!("{property}.source"), &source.to_string_lossy())?)));
     }
     all.extend(options.rest);
+    if let Some(label) = context.label.as_ref().filter(|_| matches!(kind, "tmpfs" | "devpts" | "ramfs")) {
+        all.push((c"context".into(), Some(label.clone())));
+    }
     Ok(Step::Mount(Box::new(Mount {
         target,
-        source: Source::New { kind: c_string(&format!("{property}.type"), kind)?, options: all },
+        source: Source::New { kind: c_string(&format!("{property}.type"), kind)?, options: all, copy: options.copy },
+        options: options.text,
         attr: options.attr,
         recursive_attr: options.recursive_attr,
         refuse_symlinks: matches!(kind, "proc" | "sysfs"),
+        tree: None,
     })))
 }
 
-fn cgroup_v2() -> bool {
-    cgroups_rs::fs::hierarchies::is_cgroup2_unified_mode()
-}
-
-/// On cgroup v1 the container sees a directory for each of the hierarchies that it lives in.
-fn cgroup_v1(property: &str, destination: &Path, options: &Options) -> Result<Vec<Step>, Error> {
-    let text =
-        std::fs::read_to_string("/proc/self/cgroup").map_err(|error| Error::system("read /proc/self/cgroup", error))?;
-    let base = Options {
+/// The container sees its own cgroup and what is below it, with or without a cgroup namespace: on cgroup v2 one directory, on v1 one
+/// for each hierarchy, with a link for each controller that shares one.
+fn cgroups(property: &str, destination: &Path, options: &Options, context: &Context<'_>) -> Result<Vec<Step>, Error> {
+    let bind = |directory: &Path, target: &Path| -> Result<Step, Error> {
+        Ok(Step::Mount(Box::new(Mount {
+            target: inside(property, target)?,
+            source: Source::Bind {
+                path: c_string(property, &directory.to_string_lossy())?,
+                recursive: false,
+                ids: None,
+            },
+            options: options.text.clone(),
+            attr: options.attr,
+            recursive_attr: MountAttr { propagation: libc::MS_PRIVATE, ..options.recursive_attr },
+            refuse_symlinks: true,
+            tree: None,
+        })))
+    };
+    let views = cgroup::views(context.cgroup)?;
+    if let [view] = views.as_slice()
+        && view.unified
+    {
+        return Ok(vec![bind(&view.directory, destination)?]);
+    }
+    let shelf = Options {
         attr: MountAttr { set: options.attr.set & !libc::MOUNT_ATTR_RDONLY, ..options.attr },
+        rest: vec![(c"mode".into(), Some(c"755".into()))],
         ..Options::default()
     };
-    let mut steps = vec![new(property, "tmpfs", None, base, inside(property, destination)?)?];
-    for line in text.lines() {
-        let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers)) = (fields.next(), fields.next()) else { continue };
-        if controllers.is_empty() {
-            continue; // the unified hierarchy of a hybrid set-up
+    let mut steps = vec![new(property, "tmpfs", None, shelf, inside(property, destination)?, context)?];
+    for view in &views {
+        let name = view.names.join(",");
+        steps.push(bind(&view.directory, &destination.join(&name))?);
+        if view.names.len() > 1 {
+            for controller in &view.names {
+                let path = inside(property, &destination.join(controller))?;
+                steps.push(Step::Symlink { path, target: c_string(property, &name)? });
+            }
         }
-        let flag = |name: &str| match name.split_once('=') {
-            Some((key, value)) => Ok((c_string(property, key)?, Some(c_string(property, value)?))),
-            None => Ok((c_string(property, name)?, None)),
-        };
-        let rest = controllers.split(',').map(flag).collect::<Result<_, Error>>()?;
-        let name = controllers.strip_prefix("name=").unwrap_or(controllers);
-        let hierarchy = Options { attr: options.attr, rest, ..Options::default() };
-        steps.push(new(property, "cgroup", None, hierarchy, inside(property, &destination.join(name))?)?);
+    }
+    if options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
+        steps.push(Step::ReadOnly(inside(property, destination)?));
     }
     Ok(steps)
 }
@@ -114,8 +193,13 @@ fn cgroup_v1(property: &str, destination: &Path, options: &Options) -> Result<Ve
 /// A mount's options, sorted by what takes them.
 #[derive(Debug, Default)]
 struct Options {
+    /// All of them, as they were asked for.
+    text: String,
     bind: bool,
     recursive: bool,
+    ids: bool,
+    recursive_ids: bool,
+    copy: bool,
     attr: MountAttr,
     recursive_attr: MountAttr,
     rest: Vec<(CString, Option<CString>)>,
@@ -158,15 +242,16 @@ const PROPAGATIONS: &[(&str, u64, bool)] = &[
 ];
 
 fn parse(property: &str, options: &[String]) -> Result<Options, Error> {
-    let mut parsed = Options::default();
+    let mut parsed = Options { text: options.join(","), ..Options::default() };
     for option in options {
         match option.as_str() {
-            "" | "defaults" => {}
+            // What mount(8) itself takes, and what says nothing that these system calls could be told.
+            "" | "defaults" | "silent" | "loud" | "remount" => {}
             "bind" => parsed.bind = true,
             "rbind" => (parsed.bind, parsed.recursive) = (true, true),
-            "tmpcopyup" | "idmap" | "ridmap" => {
-                return Err(Error::Unsupported { property: format!("{property}.options {option:?}") });
-            }
+            "tmpcopyup" => parsed.copy = true,
+            "idmap" => parsed.ids = true,
+            "ridmap" => (parsed.ids, parsed.recursive_ids) = (true, true),
             _ => parse_one(property, option, &mut parsed)?,
         }
     }
@@ -201,78 +286,9 @@ fn apply(attr: &mut MountAttr, set: u64, clear: u64) {
     attr.clear = attr.clear & !(set & !ATIME) | clear;
 }
 
-/// The devices that every container has (config-linux.md, "Default Devices"): name and minor number; major 1, but for tty.
-const DEFAULT_DEVICES: &[(&str, u32, u32)] = &[
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
-
-/// Links that programs expect (config-linux.md, "Default Devices" and runtime-linux.md, "Dev symbolic links").
-const DEV_LINKS: &[(&str, &std::ffi::CStr)] = &[
-    ("/dev/fd", c"/proc/self/fd"),
-    ("/dev/stdin", c"/proc/self/fd/0"),
-    ("/dev/stdout", c"/proc/self/fd/1"),
-    ("/dev/stderr", c"/proc/self/fd/2"),
-    ("/dev/ptmx", c"pts/ptmx"),
-];
-
-/// Device nodes and links, unless the specification brings its own `/dev` by a bind mount.
-pub(crate) fn devices(mounts: &[Asked], devices: &[LinuxDevice]) -> Result<Vec<Step>, Error> {
-    let brings_its_own = |mount: &Asked| {
-        let bind = mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind");
-        mount.destination().as_path() == Path::new("/dev") && (bind || mount.typ().as_deref() == Some("bind"))
-    };
-    let mut steps = Vec::new();
-    for (i, device) in devices.iter().enumerate() {
-        steps.push(node(&format!("linux.devices[{i}]"), device)?);
-    }
-    if mounts.iter().any(brings_its_own) {
-        return Ok(steps);
-    }
-    let dev = "linux.devices";
-    for (path, major, minor) in DEFAULT_DEVICES {
-        steps.push(Step::MakeNode(Box::new(Node {
-            path: inside(dev, Path::new(path))?,
-            kind: FileType::CharacterDevice,
-            mode: 0o666,
-            device: rustix::fs::makedev(*major, *minor),
-            uid: 0,
-            gid: 0,
-        })));
-    }
-    for (path, target) in DEV_LINKS {
-        steps.push(Step::Symlink { path: inside(dev, Path::new(path))?, target: (*target).into() });
-    }
-    Ok(steps)
-}
-
-fn node(property: &str, device: &LinuxDevice) -> Result<Step, Error> {
-    let kind = match device.typ() {
-        LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
-        LinuxDeviceType::B => FileType::BlockDevice,
-        LinuxDeviceType::P => FileType::Fifo,
-        LinuxDeviceType::A => return Err(Error::spec(property, "\"a\" is no type of a device")),
-    };
-    let number = |what: &str, number: i64| {
-        u32::try_from(number).map_err(|_| Error::spec(property, format!("{what} number {number} is out of range")))
-    };
-    let (major, minor) = (number("major", device.major())?, number("minor", device.minor())?);
-    Ok(Step::MakeNode(Box::new(Node {
-        path: inside(&format!("{property}.path"), device.path())?,
-        kind,
-        mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-        device: rustix::fs::makedev(major, minor),
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-    })))
-}
-
-/// How the new mount namespace relates to the guest's while it is set up: nothing of it must come back.
-pub(crate) fn outer_propagation(asked: Option<&str>) -> Result<u64, Error> {
+/// How the new mount namespace relates to the runtime's while it is set up, and a bind mount to its source unless it says so itself.
+/// A root that is to share hands on what its bind mounts share.
+pub(super) fn outer_propagation(asked: Option<&str>) -> Result<u64, Error> {
     Ok(match asked.unwrap_or("") {
         "" | "slave" | "rslave" | "shared" | "rshared" => libc::MS_SLAVE,
         "private" | "rprivate" | "unbindable" | "runbindable" => libc::MS_PRIVATE,
@@ -280,11 +296,14 @@ pub(crate) fn outer_propagation(asked: Option<&str>) -> Result<u64, Error> {
     })
 }
 
-/// What the container's own mounts hand on below it.
-pub(crate) fn inner_propagation(asked: Option<&str>) -> Result<Option<Step>, Error> {
-    Ok(match asked.unwrap_or("") {
-        "shared" | "rshared" => Some(Step::PropagateRoot(libc::MS_SHARED)),
-        "unbindable" | "runbindable" => Some(Step::PropagateRoot(libc::MS_UNBINDABLE)),
-        _ => None,
-    })
+/// What the container's own root hands on below it.
+pub(super) fn inner_propagation(asked: Option<&str>) -> Result<Option<Step>, Error> {
+    let (propagation, recursive) = match asked.unwrap_or("") {
+        "shared" => (libc::MS_SHARED, false),
+        "rshared" => (libc::MS_SHARED, true),
+        "unbindable" => (libc::MS_UNBINDABLE, false),
+        "runbindable" => (libc::MS_UNBINDABLE, true),
+        _ => return Ok(None),
+    };
+    Ok(Some(Step::PropagateRoot { propagation, recursive }))
 }

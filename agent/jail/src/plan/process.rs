@@ -3,14 +3,20 @@
 use std::ffi::CString;
 use std::path::Path;
 
-use oci_spec::runtime::{Capability, PosixRlimitType, Process};
+use oci_spec::runtime::{
+    IOPriorityClass, Linux, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy,
+    PosixRlimitType, Process,
+};
 use rustix::fs::{Gid, Uid};
 use rustix::process::{Resource, Rlimit};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CpuSet, ThreadNameSpaceType};
+
+use nacre_sys::process::Scheduling;
 
 use super::c_string;
+use super::namespaces::Namespaces;
 use crate::error::Error;
-use crate::step::{Capabilities, Credentials, Step};
+use crate::step::{Credentials, Step};
 
 /// The kernel's own bound on one argument or variable (MAX_ARG_STRLEN, execve(2)).
 const MAX_STRING: usize = 128 << 10;
@@ -40,17 +46,12 @@ pub(crate) fn check(process: &Process) -> Result<(), Error> {
     if process.user().additional_gids().as_ref().is_some_and(|gids| gids.len() > MAX_GROUPS) {
         return Err(Error::spec("process.user.additionalGids", format!("more than {MAX_GROUPS}")));
     }
-    let unsupported = [
-        ("process.apparmorProfile", process.apparmor_profile().as_ref().is_some_and(|p| !p.is_empty())),
-        ("process.selinuxLabel", process.selinux_label().as_ref().is_some_and(|l| !l.is_empty())),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ];
-    match unsupported.into_iter().find(|(_, used)| *used) {
-        Some((property, _)) => Err(Error::Unsupported { property: property.into() }),
-        None => Ok(()),
-    }
+    cwd(process)?;
+    limits(process)?;
+    scheduler(process)?;
+    io_priority(process)?;
+    process.oom_score_adj().map(oom_score).transpose()?;
+    super::capabilities::of(process).map(drop)
 }
 
 pub(crate) fn argv(process: &Process) -> Result<Vec<CString>, Error> {
@@ -94,18 +95,31 @@ pub(crate) fn oom_score(score: i32) -> Result<Step, Error> {
     Ok(Step::Write { path: c"/proc/self/oom_score_adj".into(), value })
 }
 
-/// Only what belongs to a namespace of the container's can be set for it.
-pub(crate) fn sysctl(key: &str, value: &str) -> Result<Step, Error> {
+/// Only what belongs to a namespace of the container's own can be set for it.
+pub(crate) fn sysctl(key: &str, value: &str, namespaces: &Namespaces) -> Result<Step, Error> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
     let property = format!("linux.sysctl.{key:?}");
-    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax"];
-    let more_ipc = ["kernel.shmmni", "kernel.shm_rmid_forced"];
-    let namespaced = ipc.contains(&key)
-        || more_ipc.contains(&key)
-        || key.starts_with("fs.mqueue.")
-        || key.starts_with("net.")
-        || key == "kernel.domainname";
-    if !namespaced {
+    let name = key.replace('/', ".");
+    let (kind, what) = if IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
+        (ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION, "an IPC")
+    } else if name.starts_with("net.") {
+        (ThreadNameSpaceType::NETWORK, "a network")
+    } else if name == "kernel.domainname" || name == "kernel.hostname" {
+        (ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME, "a UTS")
+    } else {
         return Err(Error::spec(property, "does not belong to a namespace"));
+    };
+    if !namespaces.has(kind) {
+        return Err(Error::spec(property, format!("needs {what} namespace of the container's own")));
     }
     // A dot in a name (an interface, say) is written as a slash (sysctl(8)).
     let path: String = key
@@ -178,84 +192,127 @@ pub(crate) fn credentials(process: &Process) -> Credentials {
     }
 }
 
-/// The bounding set is given up first, the rest after the user has changed.
-pub(crate) struct AllCapabilities {
-    pub(crate) bounding: CapabilitySet,
-    pub(crate) rest: Capabilities,
-}
-
-/// A process whose specification names no capabilities has none.
-pub(crate) fn capabilities(process: &Process) -> Result<AllCapabilities, Error> {
-    let set = |capabilities: Option<&std::collections::HashSet<Capability>>| {
-        capabilities.into_iter().flatten().fold(CapabilitySet::empty(), |set, capability| set | bit(*capability))
+/// The scheduler's policy and its numbers (sched_setattr(2)).
+pub(crate) fn scheduler(process: &Process) -> Result<Option<Step>, Error> {
+    let Some(asked) = process.scheduler() else { return Ok(None) };
+    let policy = match asked.policy() {
+        LinuxSchedulerPolicy::SchedOther => libc::SCHED_OTHER,
+        LinuxSchedulerPolicy::SchedFifo => libc::SCHED_FIFO,
+        LinuxSchedulerPolicy::SchedRr => libc::SCHED_RR,
+        LinuxSchedulerPolicy::SchedBatch => libc::SCHED_BATCH,
+        LinuxSchedulerPolicy::SchedIdle => libc::SCHED_IDLE,
+        LinuxSchedulerPolicy::SchedDeadline => libc::SCHED_DEADLINE,
+        LinuxSchedulerPolicy::SchedIso => {
+            return Err(Error::Unsupported { property: "process.scheduler.policy SCHED_ISO".into() });
+        }
     };
-    let Some(asked) = process.capabilities() else {
-        let sets = CapabilitySets {
-            effective: CapabilitySet::empty(),
-            permitted: CapabilitySet::empty(),
-            inheritable: CapabilitySet::empty(),
-        };
-        let rest = Capabilities { sets, ambient: CapabilitySet::empty() };
-        return Ok(AllCapabilities { bounding: CapabilitySet::empty(), rest });
+    let flag = |flag: &LinuxSchedulerFlag| match flag {
+        LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+        LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+        LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+        LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+        LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+        LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+        LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
     };
-    let sets = CapabilitySets {
-        effective: set(asked.effective().as_ref()),
-        permitted: set(asked.permitted().as_ref()),
-        inheritable: set(asked.inheritable().as_ref()),
-    };
-    let ambient = set(asked.ambient().as_ref());
-    if !sets.permitted.contains(sets.effective) {
-        return Err(Error::spec("process.capabilities.effective", "has what the permitted set has not"));
+    let nice = asked.nice().unwrap_or(0);
+    if !(-20..=19).contains(&nice) {
+        return Err(Error::spec("process.scheduler.nice", format!("{nice} is not between -20 and 19")));
     }
-    // A capability is ambient only while it is permitted and inheritable (capabilities(7)).
-    let ambient = ambient & sets.permitted & sets.inheritable;
-    Ok(AllCapabilities { bounding: set(asked.bounding().as_ref()), rest: Capabilities { sets, ambient } })
+    let priority = asked.priority().unwrap_or(0);
+    let priority = u32::try_from(priority).ok().filter(|priority| *priority <= 99);
+    Ok(Some(Step::Schedule(Scheduling {
+        policy: policy as u32,
+        flags: asked.flags().iter().flatten().map(flag).sum(),
+        nice,
+        priority: priority.ok_or_else(|| Error::spec("process.scheduler.priority", "is not between 0 and 99"))?,
+        runtime: asked.runtime().unwrap_or(0),
+        deadline: asked.deadline().unwrap_or(0),
+        period: asked.period().unwrap_or(0),
+    })))
 }
 
-/// Bit numbers of linux/capability.h.
-fn bit(capability: Capability) -> CapabilitySet {
-    let number = match capability {
-        Capability::Chown => 0,
-        Capability::DacOverride => 1,
-        Capability::DacReadSearch => 2,
-        Capability::Fowner => 3,
-        Capability::Fsetid => 4,
-        Capability::Kill => 5,
-        Capability::Setgid => 6,
-        Capability::Setuid => 7,
-        Capability::Setpcap => 8,
-        Capability::LinuxImmutable => 9,
-        Capability::NetBindService => 10,
-        Capability::NetBroadcast => 11,
-        Capability::NetAdmin => 12,
-        Capability::NetRaw => 13,
-        Capability::IpcLock => 14,
-        Capability::IpcOwner => 15,
-        Capability::SysModule => 16,
-        Capability::SysRawio => 17,
-        Capability::SysChroot => 18,
-        Capability::SysPtrace => 19,
-        Capability::SysPacct => 20,
-        Capability::SysAdmin => 21,
-        Capability::SysBoot => 22,
-        Capability::SysNice => 23,
-        Capability::SysResource => 24,
-        Capability::SysTime => 25,
-        Capability::SysTtyConfig => 26,
-        Capability::Mknod => 27,
-        Capability::Lease => 28,
-        Capability::AuditWrite => 29,
-        Capability::AuditControl => 30,
-        Capability::Setfcap => 31,
-        Capability::MacOverride => 32,
-        Capability::MacAdmin => 33,
-        Capability::Syslog => 34,
-        Capability::WakeAlarm => 35,
-        Capability::BlockSuspend => 36,
-        Capability::AuditRead => 37,
-        Capability::Perfmon => 38,
-        Capability::Bpf => 39,
-        Capability::CheckpointRestore => 40,
+/// The class and level of block I/O (ioprio_set(2)).
+pub(crate) fn io_priority(process: &Process) -> Result<Option<Step>, Error> {
+    let Some(asked) = process.io_priority() else { return Ok(None) };
+    let class = match asked.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
     };
-    CapabilitySet::from_bits_retain(1 << number)
+    let level = u8::try_from(asked.priority()).ok().filter(|level| *level <= 7);
+    let level = level.ok_or_else(|| Error::spec("process.ioPriority.priority", "is not between 0 and 7"))?;
+    Ok(Some(Step::IoPriority { class, level }))
+}
+
+/// Which of the two sets of processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Affinity {
+    /// Before the process enters its cgroup.
+    Initial,
+    /// After.
+    Final,
+}
+
+/// `process.execCPUAffinity`: a list of processors, `0-3,7`.
+pub(crate) fn affinity(process: &Process, which: Affinity) -> Result<Option<Step>, Error> {
+    let Some(asked) = process.exec_cpu_affinity() else { return Ok(None) };
+    let (property, list) = match which {
+        Affinity::Initial => ("process.execCPUAffinity.initial", asked.initial()),
+        Affinity::Final => ("process.execCPUAffinity.final", asked.cpu_affinity_final()),
+    };
+    let Some(list) = list.as_deref().filter(|list| !list.is_empty()) else { return Ok(None) };
+    let number = |text: &str| text.trim().parse().ok().filter(|cpu| *cpu < CpuSet::MAX_CPU);
+    let mut cpus = CpuSet::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (Some(first), Some(last)) = (number(first), number(last)) else {
+            return Err(Error::spec(property, format!("{list:?} is no list of processors")));
+        };
+        (first..=last).for_each(|cpu| cpus.set(cpu));
+    }
+    Ok(Some(Step::Affinity(cpus)))
+}
+
+/// `linux.personality` (personality(2)).
+pub(crate) fn personality(asked: &LinuxPersonality) -> Result<u64, Error> {
+    if asked.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        return Err(Error::spec("linux.personality.flags", "the specification defines none"));
+    }
+    Ok(match asked.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    })
+}
+
+fn given(text: &Option<String>) -> Option<&str> {
+    text.as_deref().filter(|text| !text.is_empty())
+}
+
+/// Where the kernel takes the label of the next program. It must be opened while /proc is the runtime's own (CVE-2019-16884).
+pub(crate) fn open_label(process: &Process) -> Result<Option<Step>, Error> {
+    let file = match (given(process.apparmor_profile()), given(process.selinux_label())) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            return Err(Error::spec("process.selinuxLabel", "and process.apparmorProfile can't both be set"));
+        }
+        (Some(_), None) => c"/proc/self/attr/apparmor/exec",
+        (None, Some(_)) => c"/proc/self/attr/exec",
+    };
+    Ok(Some(Step::OpenLabel { file: file.into() }))
+}
+
+/// The label itself.
+pub(crate) fn label(process: &Process) -> Result<Option<Step>, Error> {
+    let value = match (given(process.apparmor_profile()), given(process.selinux_label())) {
+        (Some(profile), _) => c_string("process.apparmorProfile", &format!("exec {profile}"))?,
+        (None, Some(label)) => c_string("process.selinuxLabel", label)?,
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Step::Label { value }))
+}
+
+/// `linux.mountLabel`: the SELinux context of new file systems.
+pub(crate) fn mount_label(linux: &Linux) -> Result<Option<CString>, Error> {
+    given(linux.mount_label()).map(|label| c_string("linux.mountLabel", label)).transpose()
 }

@@ -11,10 +11,6 @@ fn spec(edit: impl FnOnce(&mut serde_json::Value)) -> runtime::Spec {
     serde_json::from_value(json).unwrap()
 }
 
-fn error(edit: impl FnOnce(&mut serde_json::Value)) -> String {
-    Plan::new("c1", &spec(edit), Path::new("/bundle")).unwrap_err().to_string()
-}
-
 fn steps(edit: impl FnOnce(&mut serde_json::Value)) -> Vec<String> {
     let plan = Plan::new("c1", &spec(edit), Path::new("/bundle")).unwrap();
     let root = plan.before_root.iter().chain(&plan.inside_root).chain(&plan.after_root).map(ToString::to_string);
@@ -26,27 +22,29 @@ fn what_cannot_be_honoured_is_an_error_that_names_it() {
     for (edit, expected) in [
         (("/process/args", serde_json::json!([])), "process.args: names no program"),
         (("/process/cwd", "tmp".into()), "process.cwd: must be absolute"),
-        (("/process/apparmorProfile", "x".into()), "process.apparmorProfile: not supported"),
+        (("/linux/intelRdt", serde_json::json!({})), "linux.intelRdt: not supported"),
         (("/process/oomScoreAdj", 1001.into()), "process.oomScoreAdj: 1001 is not between"),
-        (("/hostname", "pod".into()), "hostname: needs a new UTS namespace"),
-        (("/linux/namespaces", serde_json::json!([{ "type": "pid" }])), "without a mount namespace"),
+        (("/hostname", "pod".into()), "hostname: needs a UTS namespace of the container's own"),
         (
             ("/linux/namespaces", serde_json::json!([{ "type": "mount" }, { "type": "mount" }])),
             "linux.namespaces[1]: names a kind a second time",
         ),
-        (("/linux/namespaces", serde_json::json!([{ "type": "user" }])), "linux.namespaces[0] (User): not supported"),
+        (
+            ("/linux/namespaces", serde_json::json!([{ "type": "user" }])),
+            "linux: both uidMappings and gidMappings are needed",
+        ),
         (("/linux/rootfsPropagation", "odd".into()), "linux.rootfsPropagation: \"odd\" is none"),
         (("/linux/cgroupsPath", "/a/../../b".into()), "linux.cgroupsPath: "),
         (("/linux/maskedPaths", serde_json::json!(["/proc/../etc"])), "linux.maskedPaths: "),
         (("/linux/sysctl", serde_json::json!({ "vm.swappiness": "1" })), "does not belong to a namespace"),
-        (("/linux/sysctl", serde_json::json!({ "net/../../x": "1" })), "does not belong"),
+        (("/linux/sysctl", serde_json::json!({ "net/../../x": "1" })), "needs a network namespace"),
         (
             ("/mounts", serde_json::json!([{ "destination": "/a", "options": ["rbind"] }])),
             "mounts[0]: a bind mount needs",
         ),
         (
-            ("/mounts", serde_json::json!([{ "destination": "/a", "type": "tmpfs", "options": ["tmpcopyup"] }])),
-            "mounts[0].options \"tmpcopyup\": not supported",
+            ("/mounts", serde_json::json!([{ "destination": "/a", "type": "proc", "options": ["tmpcopyup"] }])),
+            "mounts[0]: tmpcopyup is an option of tmpfs",
         ),
         (
             ("/process/rlimits", serde_json::json!([{ "type": "RLIMIT_NOFILE", "soft": 2, "hard": 1 }])),
@@ -59,12 +57,7 @@ fn what_cannot_be_honoured_is_an_error_that_names_it() {
             json.pointer_mut(parent).unwrap()[key] = value.clone();
         };
         let spec = spec(plan);
-        let result = Plan::new("c1", &spec, Path::new("/bundle"));
-        let text = match result {
-            // Limits are laid out with the process.
-            Ok(plan) => process::limits(&plan.process).map(drop).unwrap_err().to_string(),
-            Err(error) => error.to_string(),
-        };
+        let text = Plan::new("c1", &spec, Path::new("/bundle")).unwrap_err().to_string();
         assert!(text.contains(expected), "{pointer}: {text}");
     }
 }
@@ -112,8 +105,23 @@ fn an_unknown_system_call_in_a_filter_is_left_to_the_default() {
         "syscalls": [{ "names": names, "action": "SCMP_ACT_ALLOW" }],
     });
     assert!(Filter::compile(&serde_json::from_value(seccomp).unwrap()).is_ok());
-    assert!(
-        error(|json| json["linux"]["seccomp"] = serde_json::json!({ "defaultAction": "SCMP_ACT_NOTIFY" }))
-            .contains("SCMP_ACT_NOTIFY")
-    );
+}
+
+#[test]
+fn a_filter_that_asks_needs_somebody_to_ask_and_a_way_to_tell_whom() {
+    let seccomp = |seccomp: serde_json::Value| {
+        let mut spec = spec(|_| ());
+        let mut json = serde_json::to_value(&spec).unwrap();
+        json["linux"]["seccomp"] = seccomp;
+        spec = serde_json::from_value(json).unwrap();
+        Plan::new("c1", &spec, Path::new("/bundle")).map(drop).map_err(|error| error.to_string())
+    };
+    let rule = |name: &str| serde_json::json!([{ "names": [name], "action": "SCMP_ACT_NOTIFY" }]);
+    let allow = "SCMP_ACT_ALLOW";
+    let error = seccomp(serde_json::json!({ "defaultAction": allow, "syscalls": rule("mkdir") })).unwrap_err();
+    assert!(error.starts_with("linux.seccomp.listenerPath: "), "{error}");
+    let filter = |name| serde_json::json!({ "defaultAction": allow, "listenerPath": "/x", "syscalls": rule(name) });
+    seccomp(filter("mkdir")).unwrap();
+    let error = seccomp(filter("sendmsg")).unwrap_err();
+    assert!(error.contains("must allow sendmsg"), "{error}");
 }

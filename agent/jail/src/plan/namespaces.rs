@@ -1,0 +1,212 @@
+//! `linux.namespaces`, and what belongs to them: id mappings, clock offsets, the loopback device.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+
+use super::c_string;
+use crate::error::Error;
+use crate::step::Step;
+
+/// The most lines that the kernel takes in one map (user_namespaces(7)).
+const MAX_MAPPINGS: usize = 340;
+
+/// The mappings of a new user namespace, in the form of `/proc/PID/uid_map`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Maps {
+    pub(crate) uids: String,
+    pub(crate) gids: String,
+}
+
+impl Maps {
+    pub(super) fn new(property: &str, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<Maps, Error> {
+        if uids.is_empty() || gids.is_empty() {
+            return Err(Error::spec(property, "both uidMappings and gidMappings are needed"));
+        }
+        Ok(Maps { uids: lines(property, uids)?, gids: lines(property, gids)? })
+    }
+}
+
+fn lines(property: &str, mappings: &[LinuxIdMapping]) -> Result<String, Error> {
+    if mappings.len() > MAX_MAPPINGS {
+        return Err(Error::spec(property, format!("{} id mappings are more than {MAX_MAPPINGS}", mappings.len())));
+    }
+    let ends = |start: u32, size: u32| start.checked_add(size - 1).is_some();
+    if mappings.iter().any(|m| m.size() == 0 || !ends(m.container_id(), m.size()) || !ends(m.host_id(), m.size())) {
+        return Err(Error::spec(property, "an id mapping is empty or runs past the last id"));
+    }
+    Ok(mappings.iter().map(|m| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size())).collect())
+}
+
+/// The namespaces of a container.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    /// `CLONE_NEW…` of those in which the first process is born.
+    pub(crate) new: u64,
+    /// An existing user namespace.
+    pub(crate) user: Option<OwnedFd>,
+    /// An existing PID namespace.
+    pub(crate) pid: Option<OwnedFd>,
+    /// The steps that join other existing ones.
+    pub(crate) joined: Vec<Step>,
+    /// The steps that make and furnish those into which one is not born.
+    pub(crate) steps: Vec<Step>,
+    /// What a process that joins the container later enters.
+    pub(crate) joinable: ThreadNameSpaceType,
+    /// Whether it has a PID namespace that is not the runtime's.
+    pub(crate) has_pid: bool,
+    /// Whether it has a user namespace that is not the runtime's.
+    pub(crate) has_user: bool,
+    /// Whether it makes a mount namespace.
+    pub(crate) own_mounts: bool,
+    /// Whether it lives in the runtime's mount namespace.
+    pub(crate) shares_mounts: bool,
+    /// Whether it makes a UTS namespace.
+    pub(crate) has_own_names: bool,
+    /// The mappings of its new user namespace.
+    pub(crate) maps: Option<Maps>,
+}
+
+/// What setns(2) and clone3(2) call a namespace.
+fn kind_of(namespace: LinuxNamespaceType) -> (LinkNameSpaceType, ThreadNameSpaceType) {
+    match namespace {
+        LinuxNamespaceType::Mount => (LinkNameSpaceType::Mount, ThreadNameSpaceType::MOUNT),
+        LinuxNamespaceType::Cgroup => (LinkNameSpaceType::ControlGroup, ThreadNameSpaceType::CONTROL_GROUP),
+        LinuxNamespaceType::Uts => {
+            (LinkNameSpaceType::HostNameAndNISDomainName, ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+        }
+        LinuxNamespaceType::Ipc => {
+            (LinkNameSpaceType::InterProcessCommunication, ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
+        }
+        LinuxNamespaceType::Network => (LinkNameSpaceType::Network, ThreadNameSpaceType::NETWORK),
+        LinuxNamespaceType::Pid => (LinkNameSpaceType::ProcessID, ThreadNameSpaceType::PROCESS_ID),
+        LinuxNamespaceType::User => (LinkNameSpaceType::User, ThreadNameSpaceType::USER),
+        LinuxNamespaceType::Time => (LinkNameSpaceType::Time, ThreadNameSpaceType::TIME),
+    }
+}
+
+impl Namespaces {
+    pub(super) fn new(linux: &Linux) -> Result<Namespaces, Error> {
+        let mut taken = Namespaces {
+            new: 0,
+            user: None,
+            pid: None,
+            joined: Vec::new(),
+            steps: Vec::new(),
+            joinable: ThreadNameSpaceType::empty(),
+            has_pid: false,
+            has_user: false,
+            own_mounts: false,
+            shares_mounts: false,
+            has_own_names: false,
+            maps: None,
+        };
+        let offsets = time_offsets(linux)?;
+        let mut has_time = false;
+        for (i, namespace) in linux.namespaces().iter().flatten().enumerate() {
+            let property = format!("linux.namespaces[{i}]");
+            let (kind, joinable) = kind_of(namespace.typ());
+            if taken.joinable.contains(joinable) {
+                return Err(Error::spec(property, "names a kind a second time"));
+            }
+            taken.joinable |= joinable;
+            match namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty()) {
+                Some(_) => taken.join(&property, namespace, kind)?,
+                None => taken.make(namespace.typ(), joinable, offsets.as_ref())?,
+            }
+            has_time |= namespace.typ() == LinuxNamespaceType::Time && namespace.path().is_none();
+        }
+        taken.has_pid = taken.joinable.contains(ThreadNameSpaceType::PROCESS_ID);
+        taken.has_user = taken.joinable.contains(ThreadNameSpaceType::USER);
+        taken.shares_mounts = !taken.joinable.contains(ThreadNameSpaceType::MOUNT);
+        // The PID namespace is not joined by a process, but chosen for its children.
+        taken.joinable -= ThreadNameSpaceType::PROCESS_ID;
+        taken.map(linux)?;
+        if offsets.is_some() && !has_time {
+            return Err(Error::spec("linux.timeOffsets", "need a new time namespace"));
+        }
+        Ok(taken)
+    }
+
+    /// Joins the namespace that the specification names by its path.
+    fn join(&mut self, property: &str, namespace: &LinuxNamespace, kind: LinkNameSpaceType) -> Result<(), Error> {
+        let path = namespace.path().clone().unwrap_or_default();
+        let fd: OwnedFd = File::open(&path)
+            .map_err(|error| Error::spec(format!("{property}.path"), format!("{}: {error}", path.display())))?
+            .into();
+        match kind {
+            LinkNameSpaceType::ProcessID => self.pid = Some(fd),
+            LinkNameSpaceType::User => self.user = Some(fd),
+            _ => {
+                let name = format!("{} namespace {}", namespace.typ(), path.display());
+                self.joined.push(Step::JoinNamespace { fd: Some(fd), kind, name });
+            }
+        }
+        Ok(())
+    }
+
+    fn make(
+        &mut self,
+        kind: LinuxNamespaceType,
+        flag: ThreadNameSpaceType,
+        offsets: Option<&CString>,
+    ) -> Result<(), Error> {
+        match kind {
+            // Its root is the cgroup in which it is made: that must be the container's.
+            LinuxNamespaceType::Cgroup => {
+                self.steps.push(Step::NewCgroupNamespace);
+                return Ok(());
+            }
+            // Its offsets are set before anybody is in it.
+            LinuxNamespaceType::Time => {
+                self.steps.push(Step::TimeOffsets(offsets.cloned().unwrap_or_default()));
+                return Ok(());
+            }
+            LinuxNamespaceType::Network => self.steps.push(Step::LoopbackUp),
+            LinuxNamespaceType::Mount => self.own_mounts = true,
+            LinuxNamespaceType::Uts => self.has_own_names = true,
+            _ => {}
+        }
+        self.new |= u64::from(flag.bits());
+        Ok(())
+    }
+
+    fn map(&mut self, linux: &Linux) -> Result<(), Error> {
+        let uids = linux.uid_mappings().as_deref().unwrap_or_default();
+        let gids = linux.gid_mappings().as_deref().unwrap_or_default();
+        let new = self.has_user && self.user.is_none();
+        if new {
+            self.maps = Some(Maps::new("linux", uids, gids)?);
+        } else if !self.has_user && !(uids.is_empty() && gids.is_empty()) {
+            return Err(Error::spec("linux.uidMappings, linux.gidMappings", "need a user namespace"));
+        }
+        Ok(())
+    }
+
+    /// Whether the container has a namespace of the kind that is not the runtime's.
+    pub(super) fn has(&self, kind: ThreadNameSpaceType) -> bool {
+        self.joinable.contains(kind)
+    }
+}
+
+/// The form of `/proc/PID/timens_offsets` (time_namespaces(7)).
+fn time_offsets(linux: &Linux) -> Result<Option<CString>, Error> {
+    let property = "linux.timeOffsets";
+    let Some(offsets) = linux.time_offsets().as_ref().filter(|offsets| !offsets.is_empty()) else { return Ok(None) };
+    let mut lines = Vec::new();
+    for (clock, offset) in offsets {
+        if clock != "monotonic" && clock != "boottime" {
+            return Err(Error::spec(property, format!("{clock:?} is no clock with an offset (monotonic, boottime)")));
+        }
+        let nanoseconds = offset.nanosecs().unwrap_or(0);
+        if nanoseconds >= 1_000_000_000 {
+            return Err(Error::spec(property, format!("{clock}: {nanoseconds} nanoseconds are more than a second")));
+        }
+        lines.push(format!("{clock} {} {nanoseconds}\n", offset.secs().unwrap_or(0)));
+    }
+    lines.sort_unstable();
+    c_string(property, &lines.concat()).map(Some)
+}

@@ -1,0 +1,93 @@
+//! What is left of a container when its maker ends: enough for another process to take it up.
+
+use std::path::PathBuf;
+
+use nacre_sys::seccomp::Program;
+use rustix::thread::ThreadNameSpaceType;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::plan::{Confinement, Filter, Listener};
+
+/// See [`crate::Container::record`]. Its form belongs to this version of the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The first process.
+    pub(crate) pid: i32,
+    /// When it started, in clock ticks since boot: what tells it from a later one of the same number.
+    pub(crate) start_time: u64,
+    /// The cgroup, below the hierarchy's root.
+    pub(crate) cgroup: PathBuf,
+    /// The kinds of namespaces that a further process joins.
+    pub(crate) namespaces: u32,
+    pub(crate) own_pid_namespace: bool,
+    pub(crate) own_mount_namespace: bool,
+    /// The start gate's name, while nobody has opened it.
+    pub(crate) gate: Option<PathBuf>,
+    /// What the steps behind the gate are about, numbered from the first before it.
+    pub(crate) steps: Vec<String>,
+    /// The personality of its processes.
+    pub(crate) personality: Option<u64>,
+    /// The filter of its processes.
+    pub(crate) filter: Option<FilterRecord>,
+}
+
+/// A compiled filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FilterRecord {
+    /// The program's bytes in hexadecimal.
+    program: String,
+    flags: u64,
+    listener: Option<Listener>,
+}
+
+impl FilterRecord {
+    pub(crate) fn new(filter: &Filter) -> FilterRecord {
+        let mut program = String::new();
+        for byte in filter.program.to_bytes() {
+            for digit in [byte >> 4, byte & 0xf] {
+                program.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
+            }
+        }
+        FilterRecord { program, flags: filter.flags, listener: filter.listener.clone() }
+    }
+
+    fn filter(&self) -> Option<Filter> {
+        let digits: Option<Vec<u8>> = self.program.chars().map(|c| Some(c.to_digit(16)? as u8)).collect();
+        let digits = digits?;
+        let pairs = digits.chunks_exact(2).filter_map(|pair| <[u8; 2]>::try_from(pair).ok());
+        let bytes: Vec<u8> = pairs.map(|[high, low]| high << 4 | low).collect();
+        Some(Filter { program: Program::from_bytes(&bytes)?, flags: self.flags, listener: self.listener.clone() })
+    }
+}
+
+impl Record {
+    /// The first process's number.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The cgroup, below the hierarchy's root.
+    pub fn cgroup(&self) -> &std::path::Path {
+        &self.cgroup
+    }
+
+    pub(crate) fn kinds(&self) -> ThreadNameSpaceType {
+        ThreadNameSpaceType::from_bits_retain(self.namespaces)
+    }
+
+    pub(crate) fn confinement(&self) -> Result<Confinement, Error> {
+        let filter = match &self.filter {
+            None => None,
+            Some(record) => Some(record.filter().ok_or(Error::State("recorded with a filter that can't be read"))?),
+        };
+        Ok(Confinement { filter, personality: self.personality })
+    }
+}
+
+/// When the process `pid` started, if there is one: the 22nd field of `/proc/PID/stat` (proc(5)).
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name in brackets, may hold anything.
+    text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(19)?.parse().ok()
+}

@@ -1,0 +1,276 @@
+//! Steps that lay out the container's root. The image is hostile: every path of it is resolved inside the root, by the kernel
+//! (openat2(2), `RESOLVE_IN_ROOT`), and what was found is worked on by descriptor, never by name again.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use nacre_sys::mount::{MountAttr, mount_setattr};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::{Entry, Inside, Mount, Node, Source, Walk, errno};
+
+const READ_ONLY: MountAttr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0 };
+
+pub(super) fn of<'a>(walk: &'a Walk<'_>) -> Result<BorrowedFd<'a>, Errno> {
+    walk.root.as_ref().map(OwnedFd::as_fd).ok_or(Errno::BADF)
+}
+
+fn set_attr(dir: BorrowedFd<'_>, path: &CStr, recursive: bool, attr: MountAttr) -> Result<(), Errno> {
+    if attr.is_empty() { Ok(()) } else { mount_setattr(dir, path, recursive, &attr).map_err(errno) }
+}
+
+pub(super) fn propagate(dir: BorrowedFd<'_>, path: &CStr, recursive: bool, propagation: u64) -> Result<(), Errno> {
+    set_attr(dir, path, recursive, MountAttr { propagation, ..MountAttr::default() })
+}
+
+/// The root file system as a mount of its own, over itself: pivot_root(2) wants a mount point, and hooks look for it there.
+pub(super) fn open(
+    walk: &mut Walk<'_>,
+    path: &CStr,
+    tree: &mut Option<OwnedFd>,
+    propagation: u64,
+    entry: Entry,
+) -> Result<(), Errno> {
+    if entry == Entry::Chroot {
+        walk.root = Some(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+        return Ok(());
+    }
+    if entry == Entry::Pivot && is_initramfs()? {
+        leave_initramfs()?;
+    }
+    let tree = super::taken(tree)?;
+    propagate(tree.as_fd(), c"", true, propagation)?;
+    match rustix::mount::move_mount(tree.as_fd(), c"", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+        // Root of a user namespace may not be let in on the way to the directory; any other place serves to pivot.
+        Err(Errno::ACCESS) => {
+            rustix::mount::move_mount(tree.as_fd(), c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        }
+        result => result?,
+    }
+    walk.root = Some(tree);
+    Ok(())
+}
+
+/// The first root of the kernel, whose mount has no parent and from which pivot_root(2) can't pivot.
+fn is_initramfs() -> Result<bool, Errno> {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const RAMFS_MAGIC: u64 = 0x8584_58f6;
+    let kind = rustix::fs::statfs(c"/")?.f_type as u64;
+    Ok(kind == TMPFS_MAGIC || kind == RAMFS_MAGIC)
+}
+
+/// A copy of the root over itself, which has a parent.
+fn leave_initramfs() -> Result<(), Errno> {
+    let tree = clone_tree(c"/", true)?;
+    rustix::mount::move_mount(tree.as_fd(), c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    change(tree.as_fd())
+}
+
+/// Makes `root` the root and the current directory.
+pub(super) fn change(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::process::fchdir(root)?;
+    rustix::process::chroot(c".")
+}
+
+pub(super) fn take(walk: &mut Walk<'_>) -> Result<(), Errno> {
+    walk.root = Some(rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+    Ok(())
+}
+
+/// Opens a path of the container as the container would see it: links stay inside the root, and none of the magic ones is followed.
+pub(super) fn open_inside(
+    root: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// What to make where a path leads nowhere yet.
+#[derive(Clone, Copy, PartialEq)]
+enum Leaf {
+    Directory,
+    File,
+}
+
+/// Opens a path of the container; what is missing of it is made.
+fn ensure(root: BorrowedFd<'_>, path: &Inside, leaf: Leaf, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    match open_inside(root, path.path(), OFlags::PATH, resolve) {
+        Err(Errno::NOENT) => {}
+        result => return result,
+    }
+    let mut parent = open_inside(root, c"/", OFlags::PATH | OFlags::DIRECTORY, resolve)?;
+    let last = path.prefixes.len().saturating_sub(1);
+    for (i, prefix) in path.prefixes.iter().enumerate() {
+        let found = match open_inside(root, &prefix.path, OFlags::PATH, resolve) {
+            Err(Errno::NOENT) => {
+                if i == last && leaf == Leaf::File {
+                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    rustix::fs::openat(&parent, prefix.name.as_c_str(), flags, Mode::from_raw_mode(0o644))?;
+                } else {
+                    rustix::fs::mkdirat(&parent, prefix.name.as_c_str(), Mode::from_raw_mode(0o755))?;
+                }
+                open_inside(root, &prefix.path, OFlags::PATH, resolve)?
+            }
+            result => result?,
+        };
+        parent = found;
+    }
+    Ok(parent)
+}
+
+/// The directory that holds the last name of `path`, made if missing.
+fn ensure_parent<'a>(root: BorrowedFd<'_>, path: &'a Inside) -> Result<(OwnedFd, &'a CStr), Errno> {
+    let (leaf, above) = path.prefixes.split_last().ok_or(Errno::EXIST)?;
+    let mut parent = open_inside(root, c"/", OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty())?;
+    for prefix in above {
+        parent = match open_inside(root, &prefix.path, OFlags::PATH, ResolveFlags::empty()) {
+            Err(Errno::NOENT) => {
+                rustix::fs::mkdirat(&parent, prefix.name.as_c_str(), Mode::from_raw_mode(0o755))?;
+                open_inside(root, &prefix.path, OFlags::PATH, ResolveFlags::empty())?
+            }
+            result => result?,
+        };
+    }
+    Ok((parent, &leaf.name))
+}
+
+pub(super) fn make_directory(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
+    ensure(root, path, Leaf::Directory, ResolveFlags::empty()).map(drop)
+}
+
+pub(super) fn mount(root: BorrowedFd<'_>, mount: &mut Mount) -> Result<(), Errno> {
+    let tree = match (mount.tree.take(), &mount.source) {
+        (Some(tree), _) => tree,
+        (None, Source::New { kind, options, .. }) => new_mount(kind, options)?,
+        (None, Source::Bind { .. }) => return Err(Errno::BADF),
+    };
+    let leaf = if file_type(&tree)? == FileType::Directory { Leaf::Directory } else { Leaf::File };
+    set_attr(tree.as_fd(), c"", true, mount.recursive_attr)?;
+    set_attr(tree.as_fd(), c"", false, mount.attr)?;
+    let resolve = if mount.refuse_symlinks { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
+    let target = ensure(root, &mount.target, leaf, resolve)?;
+    attach(&tree, &target)
+}
+
+/// A copy of the mount at `path`, detached.
+pub(crate) fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
+    let below = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | below)
+}
+
+/// A new file system, detached.
+pub(crate) fn new_mount(kind: &CStr, options: &[(CString, Option<CString>)]) -> Result<OwnedFd, Errno> {
+    let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => {
+                rustix::mount::fsconfig_set_string(fs.as_fd(), key.as_c_str(), value.as_c_str())?;
+            }
+            None => rustix::mount::fsconfig_set_flag(fs.as_fd(), key.as_c_str())?,
+        }
+    }
+    rustix::mount::fsconfig_create(fs.as_fd())?;
+    rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+fn attach(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree.as_fd(), c"", target.as_fd(), c"", flags)
+}
+
+/// Lays the file `tree` over `path`, which is made if missing.
+pub(super) fn attach_file(root: BorrowedFd<'_>, tree: &OwnedFd, path: &Inside) -> Result<(), Errno> {
+    attach(tree, &ensure(root, path, Leaf::File, ResolveFlags::empty())?)
+}
+
+fn file_type(fd: &OwnedFd) -> Result<FileType, Errno> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
+}
+
+/// A node that is there already, the image's own or one that a mount brought, must be the device that was asked for: a file in its place
+/// would swallow or make up what is written to or read from it.
+pub(super) fn make_node(root: BorrowedFd<'_>, node: &Node) -> Result<(), Errno> {
+    let (parent, name) = ensure_parent(root, &node.path)?;
+    match rustix::fs::mknodat(&parent, name, node.kind, Mode::from_raw_mode(node.mode), node.device) {
+        Err(Errno::EXIST) => {
+            let there = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same = FileType::from_raw_mode(there.st_mode) == node.kind
+                && (node.kind == FileType::Fifo || there.st_rdev == node.device);
+            return if same { Ok(()) } else { Err(Errno::EXIST) };
+        }
+        result => result?,
+    }
+    let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+pub(super) fn make_symlink(root: BorrowedFd<'_>, path: &Inside, target: &CStr) -> Result<(), Errno> {
+    let (parent, name) = ensure_parent(root, path)?;
+    match rustix::fs::symlinkat(target, &parent, name) {
+        Err(Errno::EXIST) => Ok(()),
+        result => result,
+    }
+}
+
+/// What is not there needs no mask.
+fn open_if_there(root: BorrowedFd<'_>, path: &Inside) -> Result<Option<OwnedFd>, Errno> {
+    match open_inside(root, path.path(), OFlags::PATH, ResolveFlags::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+pub(super) fn mask(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
+    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
+    if file_type(&target)? != FileType::Directory {
+        return attach(&clone_tree(c"/dev/null", false)?, &target);
+    }
+    let tree = new_mount(c"tmpfs", &[])?;
+    set_attr(tree.as_fd(), c"", false, READ_ONLY)?;
+    attach(&tree, &target)
+}
+
+pub(super) fn protect(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
+    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(target.as_fd(), c"", flags)?;
+    set_attr(tree.as_fd(), c"", true, READ_ONLY)?;
+    attach(&tree, &target)
+}
+
+/// The mount whose root `path` is.
+pub(super) fn read_only(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
+    let target = open_inside(root, path.path(), OFlags::PATH, ResolveFlags::empty())?;
+    set_attr(target.as_fd(), c"", false, READ_ONLY)
+}
+
+pub(super) fn protect_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_attr(root, c"", false, READ_ONLY)
+}
+
+/// pivot_root(2) with one directory for both: the old root comes to lie over the new one and is taken off.
+pub(super) fn enter(walk: &mut Walk<'_>, entry: Entry) -> Result<(), Errno> {
+    let root = walk.root.take().ok_or(Errno::BADF)?;
+    match entry {
+        Entry::Pivot => {
+            rustix::process::fchdir(&root)?;
+            rustix::process::pivot_root(c".", c".")?;
+            rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+        }
+        Entry::Move => {
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            rustix::mount::move_mount(root.as_fd(), c"", CWD, c"/", flags)?;
+            change(root.as_fd())?;
+        }
+        Entry::Chroot => change(root.as_fd())?,
+    }
+    rustix::process::chdir(c"/")
+}
