@@ -1,115 +1,15 @@
 //! Containers, run for real: root and a static busybox are all they need.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic and say why it is skipped")]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::fs::{self, File};
-use std::io::Read as _;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+mod common;
 
+use std::fs;
+
+use common::{bundle, drain, output, pipes, run, spec};
 use nacre_jail::{Container, Error, ExitStatus, Io, Plan};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
-
-const BUSYBOX: &str = "/bin/busybox";
-
-/// A bundle that is taken down with the test.
-struct Bundle(tempfile::TempDir);
-
-/// `None`, and the reason said, where containers can't be made.
-fn bundle() -> Option<Bundle> {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: containers need root");
-        return None;
-    }
-    if !Path::new(BUSYBOX).exists() {
-        println!("skipped: {BUSYBOX} is not installed");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let bin = dir.path().join("rootfs/bin");
-    fs::create_dir_all(&bin).unwrap();
-    fs::copy(BUSYBOX, bin.join("busybox")).unwrap();
-    for applet in ["sh", "true", "false", "cat", "id", "sleep", "stat", "tty", "echo", "ls", "touch", "mount", "ps"] {
-        std::os::unix::fs::symlink("busybox", bin.join(applet)).unwrap();
-    }
-    Some(Bundle(dir))
-}
-
-const CAPABILITIES: [&str; 5] = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_KILL"];
-
-/// What a CRI runtime asks for, more or less.
-fn spec(script: &str) -> Value {
-    json!({
-        "ociVersion": "1.2.0",
-        "root": { "path": "rootfs" },
-        "hostname": "pod",
-        "process": {
-            "args": ["sh", "-c", script], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "noNewPrivileges": true,
-            "env": ["PATH=/bin", "COLOUR=blue"],
-            "capabilities": {
-                "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES, "inheritable": [], "ambient": [],
-            },
-            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }],
-        },
-        "mounts": [
-            { "destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"] },
-            { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=65536k"] },
-            { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
-              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"] },
-            { "destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "nodev", "mode=1777"] },
-            { "destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"] },
-            { "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"] },
-        ],
-        "linux": {
-            "namespaces": [
-                { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" },
-                { "type": "cgroup" },
-            ],
-            "maskedPaths": ["/proc/kallsyms", "/proc/scsi", "/absent"],
-            "readonlyPaths": ["/proc/sys"],
-            "resources": { "pids": { "limit": 32 } },
-        },
-    })
-}
-
-/// Runs a container to its end: what it wrote and how it ended.
-fn run(bundle: &Bundle, id: &str, spec: &Value) -> Result<(String, ExitStatus), Error> {
-    let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
-    let plan = Plan::new(id, &spec, bundle.0.path())?;
-    let (read, io) = pipes();
-    let container = Container::create(plan, io)?;
-    container.start()?;
-    let output = drain(read);
-    let status = container.init().wait()?;
-    container.delete()?;
-    Ok((output, status))
-}
-
-/// Standard output and error into one pipe; nothing to read.
-fn pipes() -> (OwnedFd, Io) {
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-    let stdin = File::open("/dev/null").unwrap().into();
-    (read, Io::Pipes { stdin, stdout: write.try_clone().unwrap(), stderr: write })
-}
-
-/// A terminal's master answers EIO once its last user has gone.
-fn drain(from: OwnedFd) -> String {
-    let mut bytes = Vec::new();
-    let mut file = File::from(from);
-    let mut buffer = [0; 4096];
-    while let Ok(n @ 1..) = file.read(&mut buffer) {
-        bytes.extend(&buffer[..n]);
-    }
-    String::from_utf8(bytes).unwrap()
-}
-
-fn output(id: &str, edit: impl FnOnce(&mut Value), script: &str) -> Option<String> {
-    let bundle = bundle()?;
-    let mut spec = spec(script);
-    edit(&mut spec);
-    Some(run(&bundle, id, &spec).unwrap().0)
-}
 
 #[test]
 fn the_process_is_what_its_specification_says() {

@@ -121,19 +121,16 @@ pub(crate) fn sysctl(key: &str, value: &str, namespaces: &Namespaces) -> Result<
     if !namespaces.has(kind) {
         return Err(Error::spec(property, format!("needs {what} namespace of the container's own")));
     }
-    // A dot in a name (an interface, say) is written as a slash (sysctl(8)).
-    let path: String = key
-        .chars()
-        .map(|c| {
-            if c == '.' {
-                '/'
-            } else if c == '/' {
-                '.'
-            } else {
-                c
-            }
-        })
-        .collect();
+    // Names are parted by dots or by slashes, whichever comes first; the other stands for itself then (sysctl(8)).
+    let swapped = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        c => c,
+    };
+    let path: String = match key.find(['.', '/']).and_then(|at| key.get(at..=at)) {
+        Some("/") => key.into(),
+        _ => key.chars().map(swapped).collect(),
+    };
     if path.split('/').any(|part| part.is_empty() || part == ".." || part == ".") {
         return Err(Error::spec(property, "is not a sysctl"));
     }

@@ -1,0 +1,207 @@
+//! Namespaces: new ones, joined ones, none.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use common::{add_mount, bundle, drain, drop_namespace, mapping, output, pipes, run, set_namespace, spec};
+use nacre_jail::{Container, ExitStatus, Plan};
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+const FIRST: u32 = 200_000;
+
+fn in_user_namespace(spec: &mut Value) {
+    set_namespace(spec, json!({ "type": "user" }));
+    spec["linux"]["uidMappings"] = mapping(FIRST);
+    spec["linux"]["gidMappings"] = mapping(FIRST);
+}
+
+#[test]
+fn root_of_a_user_namespace_is_nobody_outside() {
+    let Some(bundle) = bundle() else { return };
+    let script = "id -u; cat /proc/self/uid_map | busybox tr -s ' '; test -c /dev/null && echo null; touch /data/made; \
+                  touch /own && echo root owns its root; cat /sys/fs/cgroup/cgroup.procs >/dev/null 2>&1; tty";
+    let mut spec = spec(script);
+    in_user_namespace(&mut spec);
+    let data = bundle.0.path().join("data");
+    fs::create_dir(&data).unwrap();
+    std::os::unix::fs::chown(&data, Some(FIRST), Some(FIRST)).unwrap();
+    for path in ["rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    add_mount(&mut spec, json!({ "destination": "/data", "type": "bind", "source": data, "options": ["rbind"] }));
+    spec["process"]["oomScoreAdj"] = 500.into();
+    let (text, status) = run(&bundle, "userns", &spec).unwrap();
+    assert_eq!(text, format!("0\n 0 {FIRST} 65536\nnull\nroot owns its root\nnot a tty\n"));
+    assert_eq!(status, ExitStatus::Exited(1)); // of tty
+    assert_eq!(fs::metadata(data.join("made")).unwrap().uid(), FIRST);
+}
+
+#[test]
+fn a_rootfs_behind_a_closed_directory_serves_a_user_namespace() {
+    let Some(bundle) = bundle() else { return };
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(bundle.0.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut spec = spec("echo inside");
+    in_user_namespace(&mut spec);
+    for path in ["rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    assert_eq!(run(&bundle, "closed", &spec).unwrap().0, "inside\n");
+}
+
+#[test]
+fn a_container_joins_the_namespaces_of_another() {
+    let Some(bundle) = bundle() else { return };
+    for path in ["rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    let mut first = spec("sleep 1000");
+    in_user_namespace(&mut first);
+    let parsed: Spec = serde_json::from_value(first.clone()).unwrap();
+    let (_, io) = pipes();
+    let holder = Container::create(Plan::new("holder", &parsed, bundle.0.path()).unwrap(), io).unwrap();
+    holder.start().unwrap();
+    let pid = holder.init().pid();
+
+    // As a second container of a pod: user, network, IPC, UTS and PID namespaces are the first one's.
+    let mut second = spec(
+        "id -u; busybox pidof sleep | busybox wc -w; cat /proc/sys/kernel/hostname; cat /proc/self/uid_map | busybox tr -s ' '",
+    );
+    second["hostname"] = Value::Null;
+    for kind in ["user", "network", "ipc", "uts", "pid"] {
+        let file = if kind == "network" { "net" } else { kind };
+        set_namespace(&mut second, json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") }));
+    }
+    let (text, status) = run(&bundle, "joiner", &second).unwrap();
+    assert_eq!((text.as_str(), status), (format!("0\n1\npod\n 0 {FIRST} 65536\n").as_str(), ExitStatus::Exited(0)));
+
+    // A further process of the first comes into all of them as well.
+    let mut process = parsed.process().clone().unwrap();
+    process
+        .set_args(Some(["sh", "-c", "id -u; cat /proc/self/uid_map | busybox tr -s ' '"].map(String::from).to_vec()));
+    let (read, io) = pipes();
+    let joined = holder.exec(&process, io, 0).unwrap();
+    assert_eq!(drain(read), format!("0\n 0 {FIRST} 65536\n"));
+    assert_eq!(joined.wait().unwrap(), ExitStatus::Exited(0));
+    holder.delete().unwrap();
+}
+
+#[test]
+fn clocks_of_a_time_namespace_are_set_off() {
+    let edit = |spec: &mut Value| {
+        set_namespace(spec, json!({ "type": "time" }));
+        spec["linux"]["timeOffsets"] =
+            json!({ "boottime": { "secs": 1_000_000_000 }, "monotonic": { "secs": 5, "nanosecs": 7 } });
+    };
+    let Some(text) = output("clocks", edit, "cat /proc/uptime; busybox tr -s ' ' < /proc/self/timens_offsets") else {
+        return;
+    };
+    let uptime: f64 = text.split_ascii_whitespace().next().unwrap().parse().unwrap();
+    assert!(uptime > 1e9, "{text}");
+    assert!(text.ends_with("monotonic 5 7\nboottime 1000000000 0\n"), "{text}");
+}
+
+#[test]
+fn offsets_without_a_time_namespace_are_refused() {
+    let mut json = spec("true");
+    json["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1 } });
+    let spec: Spec = serde_json::from_value(json).unwrap();
+    let error = Plan::new("c", &spec, std::path::Path::new("/b")).unwrap_err().to_string();
+    assert_eq!(error, "linux.timeOffsets: need a new time namespace");
+}
+
+#[test]
+fn the_loopback_of_a_new_network_is_up_and_nothing_else_is_there() {
+    let Some(text) = output(
+        "loopback",
+        |_| (),
+        "busybox ip -o link; busybox ping -c 1 -W 1 127.0.0.1 >/dev/null; busybox ip -o addr",
+    ) else {
+        return;
+    };
+    assert!(text.lines().next().unwrap().contains("lo: <LOOPBACK,UP,LOWER_UP>"), "{text}");
+    assert!(text.contains("127.0.0.1/8"), "{text}");
+}
+
+#[test]
+fn sysctls_and_names_belong_to_the_container() {
+    let edit = |spec: &mut Value| {
+        spec["linux"]["sysctl"] =
+            json!({ "net.ipv4.ip_forward": "1", "kernel.shmmni": "77", "net/ipv4/ip_unprivileged_port_start": "80" });
+        spec["domainname"] = "cluster".into();
+    };
+    let script = "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/hostname /proc/sys/kernel/domainname";
+    let Some(text) = output("sysctl", edit, script) else { return };
+    assert_eq!(text, "1\n77\n80\npod\ncluster\n");
+    let mut json = spec("true");
+    json["linux"]["sysctl"] = json!({ "net.ipv4.ip_forward": "1" });
+    drop_namespace(&mut json, "network");
+    let spec: Spec = serde_json::from_value(json).unwrap();
+    let error = Plan::new("c", &spec, std::path::Path::new("/b")).unwrap_err().to_string();
+    assert!(error.ends_with("needs a network namespace of the container's own"), "{error}");
+}
+
+#[test]
+fn without_a_mount_namespace_nothing_can_be_mounted_but_a_program_runs() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("echo $$; ls /bin/busybox");
+    for kind in ["mount", "pid", "cgroup"] {
+        drop_namespace(&mut json, kind);
+    }
+    let error = run(&bundle, "nomounts", &json).unwrap_err().to_string();
+    assert!(error.ends_with("need a mount namespace of the container's own"), "{error}");
+    json["mounts"] = json!([]);
+    json["linux"]["maskedPaths"] = json!([]);
+    json["linux"]["readonlyPaths"] = json!([]);
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let (text, status) = run(&bundle, "nomounts", &json).unwrap();
+    assert!(text.ends_with("/bin/busybox\n") && status == ExitStatus::Exited(0), "{text}");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+
+    // A further process finds the same root.
+    json["process"]["args"] = json!(["sleep", "1000"]);
+    let parsed: Spec = serde_json::from_value(json).unwrap();
+    let container = Container::create(Plan::new("nomounts2", &parsed, bundle.0.path()).unwrap(), pipes().1).unwrap();
+    container.start().unwrap();
+    let mut process = parsed.process().clone().unwrap();
+    process.set_args(Some(["sh", "-c", "ls /"].map(String::from).to_vec()));
+    let (read, io) = pipes();
+    container.exec(&process, io, 0).unwrap().wait().unwrap();
+    assert_eq!(drain(read), "bin\ndev\n");
+    container.delete().unwrap();
+}
+
+#[test]
+fn a_mount_namespace_is_joined_by_its_path() {
+    let Some(bundle) = bundle() else { return };
+    let parsed: Spec = serde_json::from_value(spec("sleep 1000")).unwrap();
+    let holder = Container::create(Plan::new("mounts1", &parsed, bundle.0.path()).unwrap(), pipes().1).unwrap();
+    holder.start().unwrap();
+    let mut second = spec("cat /proc/sys/kernel/hostname; ls /");
+    second["root"]["path"] = "/".into(); // as the joined namespace has it
+    second["mounts"] = json!([]);
+    second["linux"]["maskedPaths"] = json!([]);
+    second["linux"]["readonlyPaths"] = json!([]);
+    set_namespace(&mut second, json!({ "type": "mount", "path": format!("/proc/{}/ns/mnt", holder.init().pid()) }));
+    let (text, _) = run(&bundle, "mounts2", &second).unwrap();
+    assert_eq!(text, "pod\nbin\ndev\nproc\nsys\n");
+    holder.delete().unwrap();
+}
+
+#[test]
+fn a_namespace_path_that_is_none_is_named() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("true");
+    set_namespace(&mut json, json!({ "type": "network", "path": "/nowhere" }));
+    let error = run(&bundle, "nowhere", &json).unwrap_err().to_string();
+    assert!(error.contains(".path: /nowhere: No such file"), "{error}");
+    let pid = std::process::id();
+    set_namespace(&mut json, json!({ "type": "network", "path": format!("/proc/{pid}/ns/uts") }));
+    let error = run(&bundle, "wrong-kind", &json).unwrap_err().to_string();
+    assert!(error.starts_with("join the net namespace /proc/") && error.contains("EINVAL"), "{error}");
+}
