@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use nacre_sys::clone::Cloned;
 use oci_spec::runtime::{self, ContainerState};
@@ -17,7 +18,7 @@ use crate::hook::{self, Place};
 use crate::launch::{Event, Gate};
 use crate::plan::{self, Confinement, Hooks, Plan, Stewardship, Target};
 use crate::prepare;
-use crate::process::Process;
+use crate::process::{Process, Strays};
 use crate::record::{FilterRecord, Record, start_time};
 use crate::stats::Stats;
 use crate::step::Step;
@@ -34,6 +35,7 @@ pub struct Container {
     hooks: Hooks,
     gate: Option<PathBuf>,
     process: runtime::Process,
+    strays: Strays,
 }
 
 /// What a container is up to (runtime.md, "State"; paused is the freezer's).
@@ -116,6 +118,7 @@ impl Container {
             hooks,
             gate,
             process,
+            strays: Strays::default(),
         })
     }
 
@@ -139,6 +142,7 @@ impl Container {
             hooks: Hooks::new(id, spec, bundle)?,
             gate: record.gate,
             process,
+            strays: Strays::default(),
         })
     }
 
@@ -260,7 +264,7 @@ impl Container {
             Event::At(_) => Ok(()),
             Event::Listener(fd) => hand_on(&self.confinement, &self.hooks, ContainerState::Running, child.pid, &fd),
         };
-        let process = Process::new(launch.spawn(serve)?);
+        let process = Process::new(launch.spawn(serve)?).stray_to(&self.strays);
         if let Err(error) = process.start(serve) {
             let _ = crate::process::reap(process.pidfd().as_fd()); // it has said why it ends
             return Err(error);
@@ -330,6 +334,13 @@ impl Container {
         self.cgroup.get()?.stats()
     }
 
+    /// Those that were killed with the container.
+    fn reap_strays(&self) {
+        for pidfd in self.strays.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = crate::process::reap(pidfd.as_fd()); // its status interests nobody
+        }
+    }
+
     /// Kills what still runs, reaps the first process, and removes the cgroup. Hooks: `poststop`, each of them, whatever the others do.
     ///
     /// # Errors
@@ -338,7 +349,8 @@ impl Container {
         let Some(cgroup) = self.cgroup.0.take() else { return Ok(()) };
         let _ = self.init.signal(libc::SIGKILL); // it may have ended; the cgroup kills the rest
         cgroup.kill();
-        self.init.wait_until_ended()?;
+        self.reap_strays();
+        self.init.wait_for_death()?;
         cgroup.remove()?;
         if let Some(gate) = &self.gate {
             let _ = std::fs::remove_file(gate); // gone since the start, if there was one
@@ -357,7 +369,11 @@ impl Drop for Container {
     fn drop(&mut self) {
         if self.cgroup.0.is_some() {
             let _ = self.init.signal(libc::SIGKILL); // as in delete
-            let _ = self.init.wait_until_ended();
+            if let Ok(cgroup) = self.cgroup.get() {
+                cgroup.kill();
+            }
+            self.reap_strays();
+            let _ = self.init.wait_for_death();
         }
     }
 }

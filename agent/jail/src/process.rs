@@ -1,7 +1,7 @@
 //! A process, held by its pidfd.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nacre_sys::clone::Cloned;
 use rustix::io::Errno;
@@ -10,6 +10,9 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidf
 use crate::error::Error;
 use crate::launch::{Gate, Serve, Waiting};
 use crate::record;
+
+/// How long a process may take to end once it was killed, in seconds.
+const DIES_WITHIN_S: i64 = 10;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +39,23 @@ pub struct Process {
     child: Cloned,
     /// Whether it is this process's child, which alone can have its status.
     ours: bool,
+    /// Where its pidfd goes if nobody has waited for it.
+    strays: Option<Strays>,
     state: Mutex<State>,
+}
+
+/// Processes that were dropped before they had ended. A zombie of ours keeps its PID namespace, and so its container, from ending.
+pub(crate) type Strays = Arc<Mutex<Vec<OwnedFd>>>;
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.ours || self.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
+        if let (Some(strays), Ok(pidfd)) = (&self.strays, self.child.pidfd.try_clone()) {
+            strays.lock().unwrap_or_else(PoisonError::into_inner).push(pidfd);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -50,7 +69,13 @@ impl Process {
     pub(crate) fn new(waiting: Waiting) -> Process {
         let Waiting { cloned, gate, master } = waiting;
         let state = State { gate: Some(gate), master, status: None };
-        Process { child: cloned, ours: true, state: Mutex::new(state) }
+        Process { child: cloned, ours: true, strays: None, state: Mutex::new(state) }
+    }
+
+    /// Leaves it to `strays` should it be dropped before it has ended.
+    pub(crate) fn stray_to(mut self, strays: &Strays) -> Process {
+        self.strays = Some(strays.clone());
+        self
     }
 
     /// The process `pid` that started at `start_time`, which somebody else made. It may have ended.
@@ -63,7 +88,7 @@ impl Process {
             Err(error) => return Err(fail(error)),
         };
         let state = State { gate, master: None, status: None };
-        Ok(Process { child: Cloned { pid, pidfd }, ours: false, state: Mutex::new(state) })
+        Ok(Process { child: Cloned { pid, pidfd }, ours: false, strays: None, state: Mutex::new(state) })
     }
 
     /// Opens the start gate.
@@ -139,10 +164,14 @@ impl Process {
         }
     }
 
-    /// As [`Process::wait`], for any process.
-    pub(crate) fn wait_until_ended(&self) -> Result<(), Error> {
-        while !self.has_ended()? {
-            self.poll(None)?;
+    /// As [`Process::wait`], for any process, after it was killed.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it does not end: somebody does not reap a process of its PID namespace, or a device does not answer.
+    pub(crate) fn wait_for_death(&self) -> Result<(), Error> {
+        let limit = rustix::time::Timespec { tv_sec: DIES_WITHIN_S, tv_nsec: 0 };
+        if !self.has_ended()? && !self.poll(Some(&limit))? && !self.has_ended()? {
+            return Err(Error::State("not ended by SIGKILL: a process of its PID namespace is not reaped, or hangs"));
         }
         if self.ours { self.wait().map(drop) } else { Ok(()) }
     }

@@ -199,3 +199,17 @@ fn a_container_that_is_dropped_is_gone() {
         assert_eq!(drain(read), ""); // end of file: nobody holds the other end
     }
 }
+
+#[test]
+fn a_joined_process_that_nobody_waits_for_does_not_hold_up_the_end() {
+    let Some(bundle) = bundle() else { return };
+    let spec: Spec = serde_json::from_value(spec("sleep 1000")).unwrap();
+    let container = Container::create(Plan::new("stray", &spec, bundle.0.path()).unwrap(), pipes().1).unwrap();
+    container.start().unwrap();
+    for program in [["busybox", "true"], ["sleep", "1000"]] {
+        let mut process = spec.process().clone().unwrap();
+        process.set_args(Some(program.map(String::from).to_vec()));
+        drop(container.exec(&process, pipes().1, 0).unwrap());
+    }
+    container.delete().unwrap();
+}

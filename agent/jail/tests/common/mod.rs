@@ -138,3 +138,9 @@ pub fn set_namespace(spec: &mut Value, namespace: Value) {
 pub fn drop_namespace(spec: &mut Value, kind: &str) {
     spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|other| other["type"] != kind);
 }
+
+/// The processes in the cgroup `/nacre-test/<name>`; `None` when there is no such cgroup.
+pub fn processes_of(name: &str) -> Option<String> {
+    let base = if cgroup_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    fs::read_to_string(format!("{base}/nacre-test/{name}/cgroup.procs")).ok()
+}
