@@ -56,10 +56,11 @@ agent: setup ## Build the guest agent, one static binary
 
 host: setup $(VSOCK) ## Build the host's programs: nacre, nacre-image, and the engines' command lines
 	$(call say,host: nacre and its tools)
-	@$(STATIC) -p nacre-shim -p nacre-image -p nacre-pull --bins
+	@$(STATIC) -p nacre-shim -p nacre-image -p nacre-pull -p nacre-jail --bins
 	$(call put,$(BIN)/nacre,$(DIST)/bin/nacre,755)
 	$(call put,$(BIN)/nacre-image,$(DIST)/bin/nacre-image,755)
 	$(call put,$(BIN)/nacre-pull,$(DIST)/bin/nacre-pull,755)
+	$(call put,$(BIN)/nacre-jail,$(DIST)/bin/nacre-jail,755)
 
 $(VSOCK): $(VSOCK_CACHE)/bin/vhost-device-vsock
 	$(call put,$<,$@,755)

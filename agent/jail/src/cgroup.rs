@@ -418,6 +418,7 @@ impl Cgroup {
                 max_usage: memory.max_usage,
                 limit: u64::try_from(memory.limit).unwrap_or(u64::MAX),
                 failures: memory.fail_cnt,
+                oom_kills: 0,
                 swap_usage: swap.usage,
                 swap_limit: u64::try_from(swap.limit).unwrap_or(u64::MAX),
                 cache: read.memory.cache,

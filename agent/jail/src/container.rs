@@ -11,7 +11,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::Io;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::channel::Point;
 use crate::error::Error;
 use crate::hook::{self, Place};
@@ -102,10 +102,8 @@ impl Container {
             Event::Listener(fd) => hand_on(&confinement, &hooks, ContainerState::Creating, child.pid, &fd),
         };
         let spawned = launch.spawn(serve);
-        if spawned.is_err() {
-            if let Some(gate) = &gate {
-                let _ = std::fs::remove_file(gate); // it may not have been made yet
-            }
+        if let (Err(_), Some(gate)) = (&spawned, &gate) {
+            let _ = std::fs::remove_file(gate); // it may not have been made yet
         }
         let init = Process::new(spawned?);
         Ok(Container {
@@ -144,6 +142,15 @@ impl Container {
             process,
             strays: Strays::default(),
         })
+    }
+
+    /// Removes what a maker that was killed in the middle may have left of the container `id`: its processes and its cgroup.
+    ///
+    /// # Errors
+    /// A specification that names no cgroup of a container's, or a cgroup that can't be removed.
+    pub fn remove_remains(id: &str, spec: &runtime::Spec) -> Result<(), Error> {
+        let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+        Cgroup::open(&cgroup::path_of(id, cgroups_path)?)?.remove()
     }
 
     /// What another process needs for [`Container::open`].
@@ -397,7 +404,7 @@ fn serve_user_namespace(point: Point, stewardship: &Stewardship, pid: i32) -> Re
 
 fn set_limit(step: &Step, pid: i32) -> Result<(), Error> {
     let Step::Limit { resource, limit, .. } = step else { return Ok(()) };
-    rustix::process::prlimit(Pid::from_raw(pid), *resource, limit.clone())
+    rustix::process::prlimit(Pid::from_raw(pid), *resource, *limit)
         .map(drop)
         .map_err(|error| Error::Step { step: step.to_string(), source: error.into() })
 }

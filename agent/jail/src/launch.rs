@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nacre_sys::clone::{Cloned, clone3};
 use nacre_sys::exec::{StringArray, close_range, execve, reset_signals};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair};
 use rustix::thread::LinkNameSpaceType;
@@ -194,7 +195,7 @@ impl Launch {
             first = fd.saturating_add(1);
         }
         reset_signals();
-        rustix::process::umask(rustix::fs::Mode::empty());
+        rustix::process::umask(Mode::empty());
         let count = self.steps.len() as u32;
         let mut walk = Walk {
             socket,
@@ -309,11 +310,24 @@ fn fail(socket: BorrowedFd<'_>, step: u32, error: Errno) -> i32 {
 /// A start gate with the name `path`.
 pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, PathBuf), Error> {
     let fail = |error: Errno| Error::system(format!("make the start gate {}", path.display()), error);
-    let address = SocketAddrUnix::new(path).map_err(fail)?;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
-    rustix::net::bind(&socket, &address).map_err(fail)?;
-    rustix::net::listen(&socket, 1).map_err(fail)?;
-    Ok((socket, path.into()))
+    let socket = gate_socket(path, |socket, address| {
+        rustix::net::bind(socket, address)?;
+        rustix::net::listen(socket, 1)
+    });
+    Ok((socket.map_err(fail)?, path.into()))
+}
+
+/// A socket's name may be 107 bytes long, a path 4095: so the name is said from its directory.
+fn gate_socket(
+    path: &Path,
+    act: impl FnOnce(&OwnedFd, &SocketAddrUnix) -> Result<(), Errno>,
+) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path.parent().unwrap_or(Path::new(".")), flags, Mode::empty())?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    act(&socket, &address).map(|()| socket)
 }
 
 impl Gate {
@@ -345,14 +359,10 @@ impl Gate {
 }
 
 fn connect(name: &Path) -> Result<OwnedFd, Error> {
-    let fail = |error: Errno| match error {
+    gate_socket(name, |socket, address| rustix::net::connect(socket, address)).map_err(|error| match error {
         Errno::CONNREFUSED | Errno::NOENT => Error::Ended,
         error => Error::system(format!("open the start gate {}", name.display()), error),
-    };
-    let address = SocketAddrUnix::new(name).map_err(fail)?;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
-    rustix::net::connect(&socket, &address).map_err(fail)?;
-    Ok(socket)
+    })
 }
 
 impl Names {

@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::launch::{self, Launch};
 use crate::step::{Entry, Step};
 
+pub use check::id as check_id;
 pub(crate) use filter::{Filter, Listener};
 pub(crate) use hooks::{Hook, Hooks};
 pub(crate) use namespaces::{Maps, Namespaces};
@@ -394,6 +395,18 @@ fn process_steps(
     steps.push(Step::FindProgram);
     steps.push(Step::Seal { first: 3 + kept });
     Ok(Tail { before_gate: steps, behind_gate: filter.into_iter().collect() })
+}
+
+/// The names of the capabilities that a specification may name, sorted.
+pub fn known_capabilities() -> Vec<String> {
+    let mut names: Vec<String> = capabilities::ALL.iter().map(ToString::to_string).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The mount options that are understood by themselves, not handed to a file system, sorted.
+pub fn known_mount_options() -> Vec<String> {
+    mounts::known_options()
 }
 
 /// A string that the kernel can take.

@@ -47,6 +47,8 @@ pub struct Memory {
     pub limit: u64,
     /// How often the limit was hit.
     pub failures: u64,
+    /// How many processes the kernel has killed for want of it.
+    pub oom_kills: u64,
     /// Swap in use.
     pub swap_usage: u64,
     /// The limit of swap; `u64::MAX` for none.

@@ -1,7 +1,5 @@
 //! Containers, run for real: root and a static busybox are all they need.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 mod common;
 
 use std::fs;

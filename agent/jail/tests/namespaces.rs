@@ -1,7 +1,5 @@
 //! Namespaces: new ones, joined ones, none.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 mod common;
 
 use std::fs;

@@ -7,8 +7,11 @@ use crate::error::Error;
 /// The most namespaces, mounts, devices, hooks and paths that one specification may name, each.
 const MAX_ITEMS: usize = 4096;
 
-/// A container's name is a directory's and a cgroup's too.
-pub(super) fn id(id: &str) -> Result<(), Error> {
+/// Whether `id` can be a container's: it is a directory's name and a cgroup's too.
+///
+/// # Errors
+/// [`Error::Spec`] for what is empty, longer than 255 bytes, or holds anything but letters, digits, `_`, `.`, `-` and `+`.
+pub fn id(id: &str) -> Result<(), Error> {
     let first = id.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
     let rest = id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-+".contains(&b));
     if first && rest && id.len() <= 255 {

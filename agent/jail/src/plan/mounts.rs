@@ -241,6 +241,17 @@ const PROPAGATIONS: &[(&str, u64, bool)] = &[
     ("runbindable", libc::MS_UNBINDABLE, true),
 ];
 
+/// Their names.
+pub(super) fn known_options() -> Vec<String> {
+    let recursive = FLAGS.iter().map(|(name, ..)| format!("r{name}"));
+    let plain = FLAGS.iter().map(|(name, ..)| (*name).to_string());
+    let propagations = PROPAGATIONS.iter().map(|(name, ..)| (*name).to_string());
+    let others = ["bind", "rbind", "idmap", "ridmap", "tmpcopyup", "defaults", "remount"].map(String::from);
+    let mut all: Vec<String> = recursive.chain(plain).chain(propagations).chain(others).collect();
+    all.sort_unstable();
+    all
+}
+
 fn parse(property: &str, options: &[String]) -> Result<Options, Error> {
     let mut parsed = Options { text: options.join(","), ..Options::default() };
     for option in options {

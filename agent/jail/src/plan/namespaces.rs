@@ -180,7 +180,7 @@ impl Namespaces {
         let new = self.has_user && self.user.is_none();
         if new {
             self.maps = Some(Maps::new("linux", uids, gids)?);
-        } else if !self.has_user && !(uids.is_empty() && gids.is_empty()) {
+        } else if !(self.has_user || uids.is_empty() && gids.is_empty()) {
             return Err(Error::spec("linux.uidMappings, linux.gidMappings", "need a user namespace"));
         }
         Ok(())

@@ -1,0 +1,264 @@
+//! What can be said on the command line. Names and meanings are runc's, so that whoever drives runc can drive this.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
+const EXAMPLES: &str = "\
+Examples:
+  mkdir -p bundle/rootfs && tar -C bundle/rootfs -xf rootfs.tar
+  nacre-jail spec --bundle bundle             # writes bundle/config.json
+  nacre-jail run --bundle bundle demo         # a shell in it
+  nacre-jail exec demo ps                     # one more process
+  podman --runtime \"$(command -v nacre-jail)\" run alpine true
+
+Exit codes: of run and exec, the program's own (128 and the signal that ended it); 126 and 127 when it can't be run or
+is not there. Everything else: 0, or 1 with one line on standard error.";
+
+/// Runs containers from OCI bundles.
+#[derive(Debug, Parser)]
+#[command(name = "nacre-jail", version = VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Args {
+    /// Where containers are remembered
+    #[arg(long, value_name = "DIR", default_value = "/run/nacre-jail", env = "NACRE_JAIL_ROOT")]
+    pub root: PathBuf,
+    /// Append errors to this file, too
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// The form of that file
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Taken for compatibility: there is one level of detail
+    #[arg(long)]
+    pub debug: bool,
+    /// Taken for compatibility: a cgroupsPath of the form slice:prefix:name is always understood
+    #[arg(long)]
+    pub systemd_cgroup: bool,
+    /// Taken for compatibility: rights are found out by trying
+    #[arg(long, value_name = "VALUE")]
+    pub rootless: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a container whose program waits for `start`
+    Create(Create),
+    /// Let a created container run its program
+    Start { id: String },
+    /// Print a container's state as JSON
+    State { id: String },
+    /// Send a signal to a container's first process
+    Kill(Kill),
+    /// Remove a stopped container
+    Delete {
+        /// Kill it first; no error if there is none
+        #[arg(short, long)]
+        force: bool,
+        id: String,
+    },
+    /// Create, start, wait, delete
+    Run(Run),
+    /// Run one more process in a running container
+    Exec(Exec),
+    /// Print a container's processes
+    Ps {
+        #[arg(short, long, value_enum, default_value_t = Format::Table)]
+        format: Format,
+        id: String,
+        /// Arguments of ps(1)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        ps_args: Vec<String>,
+    },
+    /// Freeze a container's processes
+    Pause { id: String },
+    /// Let frozen processes go on
+    Resume { id: String },
+    /// Change a container's limits
+    Update(Box<Update>),
+    /// Print use and events as lines of JSON
+    Events(Events),
+    /// Print what a container uses as JSON
+    Stats { id: String },
+    /// Print what this runtime can do as JSON
+    Features,
+    /// Write a config.json to start from
+    Spec {
+        #[arg(short, long, value_name = "DIR", default_value = ".")]
+        bundle: PathBuf,
+        /// In a user namespace of the caller's own
+        #[arg(long)]
+        rootless: bool,
+    },
+    /// Print the containers
+    List(List),
+    /// Print a shell's completion script
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    /// The directory with config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// A UNIX socket that is sent the master of the container's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Write the first process's number to this file
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Move the root into place instead of pivoting into it
+    #[arg(long)]
+    pub no_pivot: bool,
+    /// Taken for compatibility: every container has a keyring of its own
+    #[arg(long)]
+    pub no_new_keyring: bool,
+    /// Pass this many descriptors after 2 to the container
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    pub id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// Do not wait for it
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Keep the stopped container
+    #[arg(long)]
+    pub keep: bool,
+    /// Taken for compatibility: orphans go to whoever adopts them in the container
+    #[arg(long)]
+    pub no_subreaper: bool,
+    #[command(flatten)]
+    pub create: Create,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Kill {
+    /// To every process of the container
+    #[arg(short, long)]
+    pub all: bool,
+    pub id: String,
+    /// A name, with or without SIG, or a number
+    #[arg(default_value = "TERM")]
+    pub signal: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Exec {
+    /// The process as JSON (`process` of config.json)
+    #[arg(short, long, value_name = "FILE")]
+    pub process: Option<PathBuf>,
+    /// Do not wait for it
+    #[arg(short, long)]
+    pub detach: bool,
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    #[arg(long, value_name = "SOCKET")]
+    pub console_socket: Option<PathBuf>,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<PathBuf>,
+    /// NAME=VALUE, any number of times
+    #[arg(short, long, value_name = "VARIABLE")]
+    pub env: Vec<String>,
+    /// UID[:GID]
+    #[arg(short, long)]
+    pub user: Option<String>,
+    #[arg(short = 'g', long, value_name = "GID")]
+    pub additional_gids: Vec<u32>,
+    /// One more capability, any number of times
+    #[arg(short, long)]
+    pub cap: Vec<String>,
+    #[arg(long)]
+    pub no_new_privs: bool,
+    /// An AppArmor profile
+    #[arg(long, value_name = "PROFILE")]
+    pub apparmor: Option<String>,
+    /// An SELinux label
+    #[arg(long, value_name = "LABEL")]
+    pub process_label: Option<String>,
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preserve_fds: u32,
+    /// Run it even in a paused container
+    #[arg(long)]
+    pub ignore_paused: bool,
+    pub id: String,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Events {
+    /// One reading, and no waiting
+    #[arg(long)]
+    pub stats: bool,
+    /// The time between two readings (500ms, 5s, 1m)
+    #[arg(long, default_value = "5s", value_parser = super::time::parse_duration)]
+    pub interval: Duration,
+    pub id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct List {
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Sizes are bytes, with k, m or g for powers of 1024. −1 lifts a limit.
+#[derive(Debug, clap::Args)]
+pub struct Update {
+    /// `linux.resources` as JSON, from a file or from standard input (-)
+    #[arg(short, long, value_name = "FILE")]
+    pub resources: Option<PathBuf>,
+    #[arg(long, value_name = "WEIGHT")]
+    pub blkio_weight: Option<u16>,
+    #[arg(long, value_name = "US")]
+    pub cpu_period: Option<u64>,
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub cpu_quota: Option<i64>,
+    #[arg(long, value_name = "US")]
+    pub cpu_burst: Option<u64>,
+    #[arg(long, value_name = "SHARES")]
+    pub cpu_share: Option<u64>,
+    #[arg(long, value_name = "US")]
+    pub cpu_rt_period: Option<u64>,
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub cpu_rt_runtime: Option<i64>,
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_cpus: Option<String>,
+    #[arg(long, value_name = "LIST")]
+    pub cpuset_mems: Option<String>,
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::update::parse_size)]
+    pub memory: Option<i64>,
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::update::parse_size)]
+    pub memory_reservation: Option<i64>,
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::update::parse_size)]
+    pub memory_swap: Option<i64>,
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    pub pids_limit: Option<i64>,
+    pub id: String,
+}

@@ -1,0 +1,46 @@
+//! One more process in a running container.
+
+use std::os::fd::AsFd as _;
+
+use anyhow::{Context as _, Result, bail};
+use nacre_jail::{Io, Status};
+
+use super::args::Exec;
+use super::console::{self, Terminal};
+use super::directory::Root;
+use super::signals::Signals;
+use super::{foreground, lifecycle, process_spec};
+
+pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
+    nacre_jail::protect_own_program()?;
+    let (container, _, spec) = root.find(&args.id)?.open()?;
+    let process = match container.status()? {
+        Status::Paused if !args.ignore_paused => {
+            Err(anyhow::anyhow!("cannot exec in a paused container (use --ignore-paused to override)"))
+        }
+        Status::Running | Status::Paused => process_spec::of(args, &spec),
+        status => Err(anyhow::anyhow!("cannot exec in a container that is {status}, not running")),
+    };
+    let result = process.and_then(|process| {
+        let wanted = process.terminal().unwrap_or(false);
+        let terminal = Terminal::of(wanted, args.detach, args.console_socket.as_deref())?;
+        if args.preserve_fds > 1024 {
+            bail!("--preserve-fds {}: more than 1024", args.preserve_fds);
+        }
+        let listening = if args.detach { None } else { Some(Signals::listen()?) };
+        let io = if wanted { Io::Terminal { size: None } } else { Io::Inherit };
+        let process = container.exec(&process, io, args.preserve_fds)?;
+        if let Terminal::Socket(socket) = terminal {
+            let master = process.take_terminal().context("the process has no terminal")?;
+            console::send(socket, master.as_fd())?;
+        }
+        if let Some(path) = &args.pid_file {
+            lifecycle::write_pid(path, process.pid())?;
+        }
+        let Some(signals) = listening else { return Ok(0) };
+        let master = process.take_terminal();
+        foreground::wait(&process, master, signals)
+    });
+    container.leave();
+    result
+}

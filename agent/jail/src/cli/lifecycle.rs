@@ -1,0 +1,219 @@
+//! A container's life: create, start, run, kill, pause, resume, delete.
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use nacre_jail::{Container, Error, Io, Plan, Status};
+use oci_spec::runtime::Spec;
+
+use super::args::{Create, Kill, Run};
+use super::console::{self, Terminal};
+use super::directory::{self, Entry, Root, Saved};
+use super::signals::{self, Signals};
+use super::{foreground, time};
+
+/// How the start gate of a new container is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// By `start`, some time, in another process.
+    Later,
+    /// By us.
+    Now,
+}
+
+/// A container in the making. Unless it is kept, nothing is left of it.
+struct Making<'a> {
+    entry: &'a Entry,
+    kept: bool,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = self.entry.remove(); // the error that brought us here is worth more
+        }
+    }
+}
+
+pub fn create(root: &Root, args: &Create) -> Result<()> {
+    make(root, args, Start::Later, true)?.0.leave();
+    Ok(())
+}
+
+/// Makes a container and remembers it.
+fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Container, Entry)> {
+    nacre_jail::protect_own_program()?;
+    let bundle = args.bundle.canonicalize().with_context(|| format!("open the bundle {}", args.bundle.display()))?;
+    let (mut spec, bytes) = directory::read_spec(&bundle.join("config.json"))?;
+    let process = spec.process().as_ref().context("process: is missing")?;
+    let wanted = process.terminal().unwrap_or(false);
+    let terminal = Terminal::of(wanted, detach, args.console_socket.as_deref())?;
+    let descriptors = descriptors(args.preserve_fds, &mut spec)?;
+    let mut plan = Plan::new(&args.id, &spec, &bundle)?.keep_descriptors(descriptors);
+    if args.no_pivot {
+        plan = plan.no_pivot();
+    }
+    let entry = root.take(&args.id)?;
+    let mut making = Making { entry: &entry, kept: false };
+    if start == Start::Later {
+        plan = plan.gate(&entry.gate());
+    }
+    entry.save_spec(&bytes)?;
+    let io = if wanted { Io::Terminal { size: None } } else { Io::Inherit };
+    let container = Container::create(plan, io)?;
+    if let Terminal::Socket(socket) = terminal {
+        let master = container.init().take_terminal().context("the process has no terminal")?;
+        console::send(socket, master.as_fd())?;
+    }
+    let owner = rustix::process::geteuid().as_raw();
+    entry.save(&Saved { bundle, created: time::now(), owner, record: container.record()? })?;
+    if let Some(path) = &args.pid_file {
+        write_pid(path, container.init().pid())?;
+    }
+    making.kept = true;
+    drop(making);
+    Ok((container, entry))
+}
+
+/// How many of the caller's descriptors go to the container: those asked for, and those of a service manager (sd_listen_fds(3)), whose
+/// variables go along.
+fn descriptors(asked: u32, spec: &mut Spec) -> Result<u32> {
+    const MOST: u32 = 1024;
+    let mut count = asked;
+    if let Some(listening) = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u32>().ok()) {
+        count = count.saturating_add(listening);
+        if let Some(process) = spec.process_mut().as_mut() {
+            let mut env = process.env().clone().unwrap_or_default();
+            env.extend([format!("LISTEN_FDS={listening}"), "LISTEN_PID=1".into()]);
+            process.set_env(Some(env));
+        }
+    }
+    if count > MOST {
+        bail!("--preserve-fds {count}: more than {MOST}");
+    }
+    for number in 3..3 + count {
+        if !Path::new(&format!("/proc/self/fd/{number}")).exists() {
+            bail!("--preserve-fds {asked}: descriptor {number} is not open");
+        }
+    }
+    Ok(count)
+}
+
+pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
+    directory::replace(path, pid.to_string().as_bytes())
+}
+
+pub fn start(root: &Root, id: &str) -> Result<()> {
+    nacre_jail::protect_own_program()?;
+    let entry = root.find(id)?;
+    let _lock = entry.lock()?;
+    let (container, ..) = entry.open()?;
+    let result = match container.status()? {
+        Status::Created => container.start().map_err(Into::into),
+        Status::Stopped => Err(anyhow::anyhow!("cannot start a container that has stopped")),
+        _ => Err(anyhow::anyhow!("cannot start an already running container")),
+    };
+    container.leave();
+    result
+}
+
+pub fn run(root: &Root, args: &Run) -> Result<u8> {
+    let listening = if args.detach { None } else { Some(Signals::listen()?) };
+    let (container, entry) = make(root, &args.create, Start::Now, args.detach)?;
+    let started = container.start();
+    if let Err(error) = started {
+        let _ = delete_made(container, &entry); // the first error is worth more
+        return Err(error.into());
+    }
+    let Some(signals) = listening else {
+        container.leave();
+        return Ok(0);
+    };
+    let master = container.init().take_terminal();
+    let code = foreground::wait(container.init(), master, signals);
+    if args.keep {
+        container.leave();
+    } else {
+        delete_made(container, &entry)?;
+    }
+    code
+}
+
+fn delete_made(container: Container, entry: &Entry) -> Result<()> {
+    let deleted = warn_of_hooks(container.delete());
+    entry.remove()?;
+    deleted
+}
+
+/// A container is gone whatever its last hooks did.
+fn warn_of_hooks(deleted: Result<(), Error>) -> Result<()> {
+    use std::io::Write as _;
+    match deleted {
+        Err(error @ Error::Hook { .. }) => {
+            let _ = writeln!(std::io::stderr(), "nacre-jail: warning: {error}"); // there is nobody else to tell
+            Ok(())
+        }
+        result => Ok(result?),
+    }
+}
+
+pub fn kill(root: &Root, args: &Kill) -> Result<()> {
+    let signal = signals::parse(&args.signal)?;
+    let (container, ..) = root.find(&args.id)?.open()?;
+    let result = match container.status()? {
+        _ if args.all => container.signal_all(signal).map_err(Into::into),
+        Status::Stopped => Err(anyhow::anyhow!("container not running")),
+        _ => container.init().signal(signal).map_err(Into::into),
+    };
+    container.leave();
+    result
+}
+
+pub fn pause(root: &Root, id: &str) -> Result<()> {
+    change(root, id, |container, status| match status {
+        Status::Created | Status::Running => Ok(container.pause()?),
+        status => bail!("cannot pause a container that is {status}"),
+    })
+}
+
+pub fn resume(root: &Root, id: &str) -> Result<()> {
+    change(root, id, |container, status| match status {
+        Status::Paused => Ok(container.resume()?),
+        status => bail!("cannot resume a container that is {status}, not paused"),
+    })
+}
+
+/// Does something to a container that goes on living.
+pub fn change(root: &Root, id: &str, act: impl FnOnce(&Container, Status) -> Result<()>) -> Result<()> {
+    let entry = root.find(id)?;
+    let _lock = entry.lock()?;
+    let (container, ..) = entry.open()?;
+    let result = container.status().map_err(Into::into).and_then(|status| act(&container, status));
+    container.leave();
+    result
+}
+
+pub fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
+    let entry = match root.find(id) {
+        Err(_) if force && nacre_jail::check_id(id).is_ok() => return Ok(()),
+        entry => entry?,
+    };
+    let _lock = entry.lock()?;
+    if entry.load()?.is_none() {
+        if !force {
+            bail!("container {id} was never made whole; --force removes what there is of it");
+        }
+        if let Ok(spec) = entry.spec() {
+            Container::remove_remains(id, &spec)?;
+        }
+        return entry.remove();
+    }
+    let (container, ..) = entry.open()?;
+    let status = container.status()?;
+    if status != Status::Stopped && !force {
+        container.leave();
+        bail!("cannot delete container {id} that is not stopped: {status}");
+    }
+    delete_made(container, &entry)
+}

@@ -1,0 +1,93 @@
+//! The command line: arguments in, one call of the engine, and what came of it as an exit code, a line on standard error and one in the
+//! log.
+
+mod args;
+mod console;
+mod directory;
+mod exec;
+mod foreground;
+mod lifecycle;
+mod log;
+mod process_spec;
+mod report;
+mod signals;
+mod time;
+mod update;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser as _};
+
+use args::{Args, Command};
+use directory::Root;
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let failed = error.use_stderr();
+            let _ = error.print(); // who closed the stream does not want it
+            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(&args) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let text = describe(&error);
+            log::error(&args, &text);
+            let _ = writeln!(std::io::stderr(), "nacre-jail: {text}"); // there is nobody else to tell
+            ExitCode::from(failure(&args.command, &error))
+        }
+    }
+}
+
+/// An error with its causes; some say theirs themselves.
+fn describe(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        said if said.contains(&cause) => text,
+        said => format!("{said}: {cause}"),
+    })
+}
+
+/// As a shell says that a program is not there (127) or can't be run (126), where one was to be run in front of the caller; else 1.
+fn failure(command: &Command, error: &anyhow::Error) -> u8 {
+    let source = match error.downcast_ref::<nacre_jail::Error>() {
+        Some(nacre_jail::Error::Program { source, .. }) => source,
+        _ => return 1,
+    };
+    match command {
+        Command::Run(_) | Command::Exec(_) if source.kind() == std::io::ErrorKind::NotFound => 127,
+        Command::Run(_) | Command::Exec(_) => 126,
+        _ => 1,
+    }
+}
+
+fn dispatch(args: &Args) -> Result<u8> {
+    let root = Root::new(args.root.clone());
+    match &args.command {
+        Command::Create(create) => lifecycle::create(&root, create)?,
+        Command::Run(run) => return lifecycle::run(&root, run),
+        Command::Start { id } => lifecycle::start(&root, id)?,
+        Command::Kill(kill) => lifecycle::kill(&root, kill)?,
+        Command::Delete { force, id } => lifecycle::delete(&root, id, *force)?,
+        Command::Pause { id } => lifecycle::pause(&root, id)?,
+        Command::Resume { id } => lifecycle::resume(&root, id)?,
+        Command::Exec(exec) => return exec::exec(&root, exec),
+        Command::Update(update) => update::update(&root, update)?,
+        Command::State { id } => report::state(&root, id)?,
+        Command::List(list) => report::list(&root, list)?,
+        Command::Ps { format, id, ps_args } => report::ps(&root, id, *format, ps_args)?,
+        Command::Events(events) => report::events(&root, events)?,
+        Command::Stats { id } => report::stats(&root, id)?,
+        Command::Features => report::features()?,
+        Command::Spec { bundle, rootless } => process_spec::write_spec(bundle, *rootless)?,
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Args::command(), "nacre-jail", &mut std::io::stdout());
+        }
+    }
+    Ok(0)
+}
