@@ -117,6 +117,7 @@ fn launch(hook: &Hook, place: Place<'_>, io: [OwnedFd; 3]) -> Result<Launch, Err
         user_namespace: None,
         pid_namespace: None,
         cgroup: None,
+        entrances: Vec::new(),
         steps,
         last_steps: Vec::new(),
         gate: None,

@@ -36,6 +36,8 @@ pub(crate) struct Launch {
     pub(crate) pid_namespace: Option<OwnedFd>,
     /// A cgroup v2 directory to be born in.
     pub(crate) cgroup: Option<OwnedFd>,
+    /// On cgroup v1: the files that take the child's number, one for each hierarchy.
+    pub(crate) entrances: Vec<OwnedFd>,
     /// What to do before the start gate.
     pub(crate) steps: Vec<Step>,
     /// What to do behind it.
@@ -100,6 +102,12 @@ impl Launch {
             .map_err(|error| Error::system("make a socket pair", error))?;
         let cloned = self.fork(&ours, &theirs)?;
         drop(theirs);
+        let entered = enter(&self.entrances, cloned.pid);
+        self.entrances.clear();
+        if let Err(error) = entered {
+            end(&cloned);
+            return Err(Error::system("move the process into its cgroup", error));
+        }
         // The child has its own copies of all descriptors; ours would keep its pipes and mounts alive.
         self.steps.iter_mut().for_each(Step::release);
         let named = self.gate.take().map(|(_, name)| name);
@@ -256,6 +264,13 @@ impl Launch {
         let steps = self.steps.iter().chain(&self.last_steps).map(ToString::to_string);
         steps.chain([program.unwrap_or_default()]).collect()
     }
+}
+
+/// Moves a process between cgroups of version 1. The first move after a quiet moment waits until no processor is in the middle of a fork or exit
+/// any more, which takes milliseconds; the child lays out its root meanwhile.
+fn enter(entrances: &[OwnedFd], pid: i32) -> Result<(), Errno> {
+    let pid = pid.to_string();
+    entrances.iter().try_for_each(|entrance| rustix::io::write(entrance, pid.as_bytes()).map(drop))
 }
 
 /// The device and inode of the program that this process runs.

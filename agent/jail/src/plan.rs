@@ -199,7 +199,6 @@ impl Plan {
         if namespaces.maps.is_some() {
             steps.push(Step::Sync(Point::Mapped));
         }
-        steps.push(Step::EnterCgroups(cgroup.entrances()?.into_iter().map(Some).collect()));
         if in_user_namespace {
             steps.push(Step::MappedRoot);
         } else if let Some(score) = self.process.oom_score_adj() {
@@ -218,6 +217,11 @@ impl Plan {
             steps.push(Step::Sync(Point::BeforeRoot));
         }
         steps.extend(self.after_root);
+        let mut launch = assemble(&self.process, cgroup)?;
+        if !launch.entrances.is_empty() {
+            steps.push(Step::Sync(Point::InCgroup));
+        }
+        steps.extend(namespaces.in_cgroup);
         let mut behind_gate = Vec::new();
         if self.hooks.come_before_program() {
             behind_gate.push(Step::Sync(Point::BeforeProgram));
@@ -230,7 +234,7 @@ impl Plan {
         let tail = process_steps(&self.process, streams, &self.confinement, self.kept)?;
         steps.extend(tail.before_gate);
         behind_gate.extend(tail.behind_gate);
-        let mut launch = assemble(&self.process, steps, behind_gate, cgroup)?;
+        (launch.steps, launch.last_steps) = (steps, behind_gate);
         launch.namespaces = namespaces.new;
         launch.user_namespace = namespaces.user;
         launch.pid_namespace = namespaces.pid;
@@ -267,9 +271,8 @@ pub(crate) fn exec(
 ) -> Result<Launch, Error> {
     process::check(process)?;
     let mut steps = vec![Step::Hide];
+    let mut launch = assemble(process, cgroup)?;
     steps.extend(process::affinity(process, process::Affinity::Initial)?);
-    steps.push(Step::EnterCgroups(cgroup.entrances()?.into_iter().map(Some).collect()));
-    steps.extend(process::affinity(process, process::Affinity::Final)?);
     if let Some(score) = process.oom_score_adj() {
         steps.push(process::oom_score(score)?);
     }
@@ -293,9 +296,13 @@ pub(crate) fn exec(
     if !in_user_namespace {
         steps.extend(process::limits(process)?);
     }
+    if !launch.entrances.is_empty() {
+        steps.push(Step::Sync(Point::InCgroup));
+    }
+    steps.extend(process::affinity(process, process::Affinity::Final)?);
     let tail = process_steps(process, streams, target.confinement, kept)?;
     steps.extend(tail.before_gate);
-    let mut launch = assemble(process, steps, tail.behind_gate, cgroup)?;
+    (launch.steps, launch.last_steps) = (steps, tail.behind_gate);
     if target.own_pid_namespace {
         launch.pid_namespace = Some(open_of_process(&target, "ns/pid")?);
     }
@@ -311,19 +318,16 @@ fn open_of_process(target: &Target<'_>, what: &str) -> Result<OwnedFd, Error> {
     Ok(file.into())
 }
 
-fn assemble(
-    process: &runtime::Process,
-    steps: Vec<Step>,
-    last_steps: Vec<Step>,
-    cgroup: &Cgroup,
-) -> Result<Launch, Error> {
+/// A launch without steps.
+fn assemble(process: &runtime::Process, cgroup: &Cgroup) -> Result<Launch, Error> {
     Ok(Launch {
         namespaces: 0,
         user_namespace: None,
         pid_namespace: None,
         cgroup: cgroup.directory()?,
-        steps,
-        last_steps,
+        entrances: cgroup.entrances()?,
+        steps: Vec::new(),
+        last_steps: Vec::new(),
         gate: None,
         kept: 0,
         candidates: StringArray::new(process::candidates(process)?),

@@ -156,7 +156,6 @@ pub(crate) enum Entry {
 pub(crate) enum Step {
     Hide,
     Sync(Point),
-    EnterCgroups(Vec<Option<OwnedFd>>),
     JoinNamespace { fd: Option<OwnedFd>, kind: LinkNameSpaceType, name: String },
     JoinProcess { pidfd: Option<OwnedFd>, kinds: ThreadNameSpaceType },
     MappedRoot,
@@ -230,7 +229,6 @@ impl fmt::Display for Step {
         match self {
             Step::Hide => f.write_str("hide from other processes"),
             Step::Sync(point) => write!(f, "wait for the runtime ({point:?})"),
-            Step::EnterCgroups(_) => f.write_str("enter the cgroup"),
             Step::JoinNamespace { name, .. } => write!(f, "join the {name}"),
             Step::JoinProcess { .. } => f.write_str("join the container's namespaces"),
             Step::MappedRoot => f.write_str("become root of the user namespace"),
@@ -296,7 +294,6 @@ impl Step {
     /// The descriptors that it needs.
     pub(crate) fn descriptors(&self) -> Vec<u32> {
         let fds: Vec<&OwnedFd> = match self {
-            Step::EnterCgroups(fds) => fds.iter().flatten().collect(),
             Step::JoinNamespace { fd, .. } | Step::JoinProcess { pidfd: fd, .. } | Step::ChangeRoot(fd) => {
                 fd.iter().collect()
             }
@@ -311,7 +308,6 @@ impl Step {
     /// Closes the descriptors that it needs.
     pub(crate) fn release(&mut self) {
         match self {
-            Step::EnterCgroups(fds) => fds.clear(),
             Step::JoinNamespace { fd, .. } | Step::JoinProcess { pidfd: fd, .. } | Step::ChangeRoot(fd) => *fd = None,
             Step::OpenRoot { tree, .. } => *tree = None,
             Step::Mount(mount) => mount.tree = None,
@@ -325,7 +321,6 @@ impl Step {
         match self {
             Step::Hide => nacre_sys::process::hide().map_err(errno),
             Step::Sync(point) => channel::sync(walk.socket, *point),
-            Step::EnterCgroups(entrances) => entrances.iter_mut().try_for_each(task::enter),
             Step::JoinNamespace { fd, kind, .. } => {
                 rustix::thread::move_into_link_name_space(taken(fd)?.as_fd(), Some(*kind))
             }

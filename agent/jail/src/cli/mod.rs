@@ -25,6 +25,14 @@ use directory::Root;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    // Before anything else: what is done until then is done twice.
+    let makes_processes = |arg: std::ffi::OsString| matches!(arg.to_str(), Some("create" | "run" | "start" | "exec"));
+    if std::env::args_os().any(makes_processes)
+        && let Err(error) = nacre_jail::protect_own_program()
+    {
+        let _ = writeln!(std::io::stderr(), "nacre-jail: {error}"); // there is nobody else to tell
+        return ExitCode::FAILURE;
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

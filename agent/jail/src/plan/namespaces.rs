@@ -54,6 +54,8 @@ pub(crate) struct Namespaces {
     pub(crate) joined: Vec<Step>,
     /// The steps that make and furnish those into which one is not born.
     pub(crate) steps: Vec<Step>,
+    /// Those that wait until the process is in its cgroup.
+    pub(crate) in_cgroup: Vec<Step>,
     /// What a process that joins the container later enters.
     pub(crate) joinable: ThreadNameSpaceType,
     /// Whether it has a PID namespace that is not the runtime's.
@@ -96,6 +98,7 @@ impl Namespaces {
             pid: None,
             joined: Vec::new(),
             steps: Vec::new(),
+            in_cgroup: Vec::new(),
             joinable: ThreadNameSpaceType::empty(),
             has_pid: false,
             has_user: false,
@@ -157,7 +160,7 @@ impl Namespaces {
         match kind {
             // Its root is the cgroup in which it is made: that must be the container's.
             LinuxNamespaceType::Cgroup => {
-                self.steps.push(Step::NewCgroupNamespace);
+                self.in_cgroup.push(Step::NewCgroupNamespace);
                 return Ok(());
             }
             // Its offsets are set before anybody is in it.

@@ -11,11 +11,6 @@ use rustix::thread::CapabilitySet;
 
 use super::{Capabilities, Credentials, Inside, Walk, errno, root, taken, write_file};
 
-/// Moves the process into the cgroup (cgroup v1) whose `cgroup.procs` this is.
-pub(super) fn enter(entrance: &mut Option<OwnedFd>) -> Result<(), Errno> {
-    rustix::io::write(taken(entrance)?, b"0").map(drop)
-}
-
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
 pub(super) fn mapped_root() -> Result<(), Errno> {
     let unmapped = |result: Result<(), Errno>| match result {
