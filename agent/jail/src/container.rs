@@ -35,6 +35,7 @@ pub struct Container {
     hooks: Hooks,
     gate: Option<PathBuf>,
     process: runtime::Process,
+    devices: Vec<runtime::LinuxDevice>,
     strays: Strays,
 }
 
@@ -93,6 +94,7 @@ impl Container {
         let own_mount_namespace = plan.namespaces.own_mounts;
         let confinement = plan.confinement.clone();
         let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
+        let devices = plan.devices.clone();
         let stewardship = plan.stewardship()?;
         let mut launch = plan.launch(cgroup.get()?, io)?;
         prepare::prepare(&mut launch.steps)?;
@@ -116,6 +118,7 @@ impl Container {
             hooks,
             gate,
             process,
+            devices,
             strays: Strays::default(),
         })
     }
@@ -140,6 +143,7 @@ impl Container {
             hooks: Hooks::new(id, spec, bundle)?,
             gate: record.gate,
             process,
+            devices: spec.linux().as_ref().and_then(|linux| linux.devices().clone()).unwrap_or_default(),
             strays: Strays::default(),
         })
     }
@@ -330,7 +334,12 @@ impl Container {
     /// # Errors
     /// A controller that the system does not have, or a value that the kernel refuses.
     pub fn update(&self, resources: &runtime::LinuxResources) -> Result<(), Error> {
-        self.cgroup.get()?.update(resources)
+        let cgroup = self.cgroup.get()?;
+        cgroup.update(resources)?;
+        match resources.devices().as_deref() {
+            None | Some([]) => Ok(()),
+            Some(rules) => cgroup.allow_devices(rules, &self.devices),
+        }
     }
 
     /// What the container has used so far.

@@ -1,5 +1,6 @@
 //! One safe function per system call that nix and rustix do not offer safely.
 
+pub mod bpf;
 pub mod clone;
 pub mod exec;
 pub mod fork;
