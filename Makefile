@@ -24,7 +24,8 @@ VSOCK         := $(DIST)/libexec/nacre/vhost-device-vsock
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
             linux-source-6.12 flex bison bc libelf-dev xz-utils lz4 zstd rsync \
             squashfs-tools ca-certificates \
-            qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils runc
+            qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils runc crun \
+            podman conmon containerd
 
 # A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic.
 STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
@@ -85,7 +86,7 @@ test: test-unit test-vm ## Run all tests
 
 test-unit: setup ## Run the tests that need no VM
 	$(call say,tests without a VM)
-	@cargo build --locked --quiet -p nacre-agent -p nacre-pull --bins
+	@cargo build --locked --quiet -p nacre-agent -p nacre-pull -p nacre-jail --bins
 	@cargo test --locked --workspace -- --skip vm_
 
 test-vm: image ## Run the tests against real guests

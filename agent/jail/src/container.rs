@@ -178,6 +178,7 @@ impl Container {
 
     /// Lets go of the container without ending it.
     pub fn leave(mut self) {
+        self.init.let_go();
         if let Some(cgroup) = self.cgroup.0.take() {
             drop(cgroup);
         }

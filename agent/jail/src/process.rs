@@ -91,6 +91,15 @@ impl Process {
         Ok(Process { child: Cloned { pid, pidfd }, ours: false, strays: None, state: Mutex::new(state) })
     }
 
+    /// Lets go of it without taking its status, which is its next parent's to take.
+    pub fn leave(mut self) {
+        self.let_go();
+    }
+
+    pub(crate) fn let_go(&mut self) {
+        self.ours = false;
+    }
+
     /// Opens the start gate.
     pub(crate) fn start(&self, serve: Serve<'_>) -> Result<(), Error> {
         let gate = self.with(|state| state.gate.take());

@@ -36,7 +36,10 @@ pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
         if let Some(path) = &args.pid_file {
             lifecycle::write_pid(path, process.pid())?;
         }
-        let Some(signals) = listening else { return Ok(0) };
+        let Some(signals) = listening else {
+            process.leave();
+            return Ok(0);
+        };
         let master = process.take_terminal();
         foreground::wait(&process, master, signals)
     });
