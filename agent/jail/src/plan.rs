@@ -403,7 +403,11 @@ fn process_steps(
 
 /// The names of the capabilities that a specification may name, sorted.
 pub fn known_capabilities() -> Vec<String> {
-    let mut names: Vec<String> = capabilities::ALL.iter().map(ToString::to_string).collect();
+    let name = |capability| match serde_json::to_value(capability) {
+        Ok(serde_json::Value::String(name)) => Some(name),
+        _ => None,
+    };
+    let mut names: Vec<String> = capabilities::ALL.iter().filter_map(name).collect();
     names.sort_unstable();
     names
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nacre_jail::{Container, Record};
 use oci_spec::runtime::Spec;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 /// The longest specification that is read.
@@ -166,7 +167,9 @@ pub fn read_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
 /// Reads a file of at most `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let act = || format!("read {}", path.display());
-    let file = File::open(path).with_context(act)?;
+    // A pipe without a writer would have us wait for one.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).with_context(act)?);
     if !file.metadata().with_context(act)?.is_file() {
         bail!("read {}: not a file", path.display());
     }

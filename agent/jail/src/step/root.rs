@@ -183,9 +183,9 @@ fn attach(tree: &OwnedFd, target: &OwnedFd) -> Result<(), Errno> {
     rustix::mount::move_mount(tree.as_fd(), c"", target.as_fd(), c"", flags)
 }
 
-/// Lays the file `tree` over `path`, which is made if missing.
+/// Lays the file `tree` over `path`, which is made if missing and must not be a link (CVE-2025-52565).
 pub(super) fn attach_file(root: BorrowedFd<'_>, tree: &OwnedFd, path: &Inside) -> Result<(), Errno> {
-    attach(tree, &ensure(root, path, Leaf::File, ResolveFlags::empty())?)
+    attach(tree, &ensure(root, path, Leaf::File, ResolveFlags::NO_SYMLINKS)?)
 }
 
 fn file_type(fd: &OwnedFd) -> Result<FileType, Errno> {

@@ -105,6 +105,7 @@ pub(super) fn change_directory(walk: &mut Walk<'_>, path: &CStr, last_chance: bo
     if walk.in_place {
         return Ok(());
     }
+    walk.root = None; // which is a directory that /proc/self/fd would lead to
     match rustix::process::chdir(path) {
         Err(Errno::ACCESS) if !last_chance => return Ok(()),
         result => result?,

@@ -1,0 +1,355 @@
+//! The command line, driven as podman, containerd and conformance suites drive it.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use common::{Bundle, spec};
+use rustix::process::Pid;
+use serde_json::{Value, json};
+
+/// The command line, with a state directory of its own.
+struct Jail {
+    bundle: Bundle,
+    id: String,
+}
+
+impl Jail {
+    fn new(name: &str, edit: impl FnOnce(&mut Value), script: &str) -> Option<Jail> {
+        let bundle = common::bundle()?;
+        let mut json = spec(script);
+        edit(&mut json);
+        fs::write(bundle.0.path().join("config.json"), json.to_string()).unwrap();
+        // What it leaves running is ours to reap, as it is conmon's and the shim's.
+        rustix::process::set_child_subreaper(Pid::from_raw(1)).unwrap();
+        Some(Jail { bundle, id: format!("cli-{name}-{}", std::process::id()) })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.bundle.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-jail"));
+        command.arg("--root").arg(self.path("state")).args(args).current_dir(self.bundle.0.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn call(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The one line that a call complains with.
+    fn complaint(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert!(!output.status.success(), "{args:?} did not fail");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text.trim_start_matches("nacre-jail: ").trim_end().to_string()
+    }
+
+    /// Made with its streams closed, or a waiting container would hold ours.
+    fn create(&self) {
+        let mut command = self.command(&["create", &self.id]);
+        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    }
+
+    fn state(&self) -> Value {
+        serde_json::from_str(&self.ok(&["state", &self.id])).unwrap()
+    }
+
+    fn status(&self) -> String {
+        self.state()["status"].as_str().unwrap().to_string()
+    }
+
+    fn wait(&self, pid: i32) -> i32 {
+        let (_, status) =
+            rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap();
+        status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap())
+    }
+}
+
+impl Drop for Jail {
+    fn drop(&mut self) {
+        self.call(&["delete", "--force", &self.id]);
+    }
+}
+
+#[test]
+fn a_container_goes_from_created_to_deleted() {
+    let Some(jail) = Jail::new("life", |json| json["annotations"] = json!({ "a": "b" }), "exec sleep 1000") else {
+        return;
+    };
+    let id = jail.id.as_str();
+    let pid_file = jail.path("pid");
+    let mut create = jail.command(&["create", "--pid-file", "pid", id]);
+    assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let state = jail.state();
+    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
+    assert_eq!((&state["id"], &state["status"], &state["pid"]), (&json!(id), &json!("created"), &json!(pid)));
+    assert_eq!(state["bundle"], json!(jail.bundle.0.path().canonicalize().unwrap()));
+    assert_eq!((&state["ociVersion"], &state["annotations"]["a"]), (&json!("1.2.0"), &json!("b")));
+
+    assert_eq!(jail.complaint(&["create", id]), format!("container with given ID already exists: {id}"));
+    assert_eq!(jail.complaint(&["exec", id, "true"]), "cannot exec in a container that is created, not running");
+    assert!(jail.complaint(&["delete", id]).contains("that is not stopped: created"));
+    jail.ok(&["start", id]);
+    assert_eq!(jail.status(), "running");
+    assert_eq!(jail.complaint(&["start", id]), "cannot start an already running container");
+    assert!(jail.complaint(&["delete", id]).contains("that is not stopped: running"));
+    assert_eq!(jail.complaint(&["resume", id]), "cannot resume a container that is running, not paused");
+
+    jail.ok(&["pause", id]);
+    assert_eq!(jail.status(), "paused");
+    assert!(jail.complaint(&["exec", id, "true"]).contains("paused"));
+    jail.ok(&["resume", id]);
+
+    let pids: Vec<i32> = serde_json::from_str(&jail.ok(&["ps", "--format", "json", id])).unwrap();
+    assert_eq!(pids, [pid]);
+    assert!(jail.ok(&["ps", id]).contains("sleep 1000"));
+    assert!(jail.ok(&["list"]).contains(id));
+    assert_eq!(jail.ok(&["list", "--quiet"]).trim(), id);
+
+    jail.ok(&["kill", id, "SIGKILL"]);
+    assert_eq!(jail.wait(pid), 137);
+    assert_eq!(jail.status(), "stopped");
+    assert_eq!(jail.state()["pid"], 0);
+    assert_eq!(jail.complaint(&["kill", id, "TERM"]), "container not running");
+    assert_eq!(jail.complaint(&["start", id]), "cannot start a container that has stopped");
+    jail.ok(&["delete", id]);
+    assert_eq!(jail.complaint(&["state", id]), format!("container does not exist: {id}"));
+    assert_eq!(jail.complaint(&["delete", id]), format!("container does not exist: {id}"));
+    jail.ok(&["delete", "--force", id]);
+    assert!(fs::read_dir(jail.path("state")).unwrap().next().is_none());
+}
+
+#[test]
+fn run_brings_output_and_code_back_and_leaves_nothing() {
+    let Some(jail) = Jail::new("run", |_| (), "cat; echo out; echo err >&2; exit 7") else { return };
+    let mut child = jail
+        .command(&["run", &jail.id])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"in\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"in\nout\n"[..], &b"err\n"[..]));
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(jail.ok(&["list", "--quiet"]), "");
+}
+
+#[test]
+fn a_signal_to_run_reaches_the_program() {
+    let Some(jail) =
+        Jail::new("signal", |_| (), "trap 'echo caught; exit 4' TERM; echo ready; while true; do sleep 1; done")
+    else {
+        return;
+    };
+    let mut child = jail.command(&["run", &jail.id]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut ready = [0; 6];
+    stdout.read_exact(&mut ready).unwrap();
+    // Its program file can't be written to meanwhile, whoever gets hold of it (CVE-2019-5736).
+    let exe = rustix::fs::statvfs(format!("/proc/{}/exe", child.id())).unwrap();
+    assert!(exe.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "caught\n");
+}
+
+#[test]
+fn exec_is_its_own_process() {
+    let Some(jail) = Jail::new("exec", |_| (), "exec sleep 1000") else { return };
+    let id = jail.id.as_str();
+    jail.create();
+    jail.ok(&["start", id]);
+    let script = "id -u; id -g; id -G; echo $A; pwd; busybox grep -E 'CapEff|CapInh|NoNew' /proc/self/status";
+    let args =
+        ["exec", "-e", "A=b", "-u", "0:6", "-g", "7", "--cwd", "/bin", "-c", "CAP_NET_RAW", id, "sh", "-c", script];
+    // What is added is not inheritable (CVE-2022-29162).
+    assert_eq!(
+        jail.ok(&args),
+        "0\n6\n6 7\nb\n/bin\nCapInh:\t0000000000000000\nCapEff:\t00000000000020ab\nNoNewPrivs:\t1\n"
+    );
+    assert_eq!(jail.call(&["exec", id, "sh", "-c", "exit 5"]).status.code(), Some(5));
+    assert_eq!(jail.call(&["exec", id, "sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    assert_eq!(jail.call(&["exec", id, "nothing-here"]).status.code(), Some(127));
+    assert_eq!(jail.call(&["exec", id, "/bin"]).status.code(), Some(126));
+
+    let process =
+        json!({ "args": ["sh", "-c", "exit 3"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "env": ["PATH=/bin"] });
+    fs::write(jail.path("process.json"), process.to_string()).unwrap();
+    jail.ok(&["exec", "--detach", "--process", "process.json", "--pid-file", "exec.pid", id]);
+    let pid = fs::read_to_string(jail.path("exec.pid")).unwrap().parse().unwrap();
+    assert_eq!(jail.wait(pid), 3, "whoever adopts it has its status");
+    for (args, expected) in [
+        (vec!["exec", id], "exec: no program is named"),
+        (vec!["exec", "-u", "root", id, "true"], "--user \"root\": expected numbers"),
+        (vec!["exec", "-c", "CAP_FLY", id, "true"], "--cap CAP_FLY"),
+        (vec!["exec", "-p", "nowhere", id], "read nowhere: No such file"),
+        (vec!["exec", "--cwd", "bin", id, "true"], "process.cwd: must be absolute"),
+    ] {
+        assert!(jail.complaint(&args).starts_with(expected), "{}", jail.complaint(&args));
+    }
+}
+
+#[test]
+fn a_terminal_goes_to_the_console_socket() {
+    let Some(jail) =
+        Jail::new("console", |json| json["process"]["terminal"] = true.into(), "tty; read line; echo got $line")
+    else {
+        return;
+    };
+    assert!(jail.complaint(&["create", &jail.id]).contains("console socket"));
+    let listener = UnixListener::bind(jail.path("console")).unwrap();
+    let mut create = jail.command(&["create", "--console-socket", "console", &jail.id]);
+    assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    let master = receive(&listener);
+    jail.ok(&["start", &jail.id]);
+    rustix::io::write(&master, b"typed\n").unwrap();
+    let shown = common::drain(master);
+    assert!(shown.contains("/dev/pts/0\r\n") && shown.contains("got typed\r\n"), "{shown}");
+}
+
+/// The descriptor that comes over a socket.
+fn receive(listener: &UnixListener) -> OwnedFd {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let (connection, _) = listener.accept().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 64];
+    recvmsg(connection.as_fd(), &mut [std::io::IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        .unwrap();
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.unwrap()
+}
+
+#[test]
+fn limits_change_by_flags_and_by_file() {
+    let Some(jail) = Jail::new("update", |_| (), "exec sleep 1000") else { return };
+    let id = jail.id.as_str();
+    jail.create();
+    jail.ok(&["start", id]);
+    jail.ok(&["update", "--memory", "64m", "--pids-limit", "9", id]);
+    let stats = || serde_json::from_str::<Value>(&jail.ok(&["stats", id])).unwrap();
+    assert_eq!((&stats()["memory"]["usage"]["limit"], &stats()["pids"]["limit"]), (&json!(64 << 20), &json!(9)));
+    let mut child = jail.command(&["update", "--resources", "-", id]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(br#"{"pids":{"limit":-1}}"#).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(stats()["pids"]["limit"], 0);
+    let event: Value = serde_json::from_str(&jail.ok(&["events", "--stats", id])).unwrap();
+    assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(id)));
+    assert!(event["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+    jail.ok(&["kill", id, "9"]);
+}
+
+#[test]
+fn a_bad_bundle_is_one_clear_line_and_leaves_nothing() {
+    let Some(jail) = Jail::new("bad", |_| (), "true") else { return };
+    let config = jail.path("config.json");
+    let good = fs::read(&config).unwrap();
+    let text = String::from_utf8(good.clone()).unwrap();
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (good[..good.len() / 2].to_vec(), "EOF while parsing"),
+        (b"[]".to_vec(), "ociVersion \"\" is not 1.x"),
+        (text.replace("\"1.2.0\"", "\"2.0.0\"").into_bytes(), "ociVersion \"2.0.0\" is not 1.x"),
+        (text.replace("\"COLOUR=blue\"", "7").into_bytes(), "invalid type: integer `7`"),
+        ([&good[..10], b"\xff\xfe", &good[10..]].concat(), "parse"),
+        (vec![b' '; (16 << 20) + 1], "longer than 16 MiB"),
+        (text.replace("\"args\":[", "\"args\":[\"a\\u0000b\",").into_bytes(), "process.args: holds a NUL"),
+    ];
+    for (bytes, expected) in cases {
+        fs::write(&config, bytes).unwrap();
+        let complaint = jail.complaint(&["run", &jail.id]);
+        assert!(complaint.contains(expected), "{expected}: {complaint}");
+    }
+    fs::remove_file(&config).unwrap();
+    assert!(jail.complaint(&["run", &jail.id]).contains("No such file"));
+    rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(jail.complaint(&["run", &jail.id]).ends_with("config.json: not a file"), "a pipe is not waited for");
+    for id in ["../x", "", ".", "a/b", "-"] {
+        assert!(!jail.call(&["state", "--", id]).status.success());
+    }
+    assert_eq!(jail.ok(&["list", "--quiet"]), "");
+}
+
+#[test]
+fn errors_are_logged_as_callers_expect_them() {
+    let Some(jail) = Jail::new("log", |_| (), "true") else { return };
+    jail.call(&["--log", "log.json", "--log-format", "json", "start", "nobody"]);
+    let line: Value = serde_json::from_str(fs::read_to_string(jail.path("log.json")).unwrap().trim()).unwrap();
+    assert_eq!((&line["level"], &line["msg"]), (&json!("error"), &json!("container does not exist: nobody")));
+    assert!(line["time"].as_str().unwrap().ends_with('Z'));
+    jail.call(&["--log", "log.txt", "start", "nobody"]);
+    let text = fs::read_to_string(jail.path("log.txt")).unwrap();
+    assert!(text.contains("level=error msg=\"container does not exist: nobody\""), "{text}");
+}
+
+#[test]
+fn descriptors_are_handed_on_when_asked() {
+    let Some(jail) = Jail::new("fds", |_| (), "cat <&3; ls /proc/self/fd | busybox wc -l") else { return };
+    fs::write(jail.path("data"), "through\n").unwrap();
+    let script = format!(
+        "exec 3<{}; exec {} --root {} run --preserve-fds 1 {}",
+        jail.path("data").display(),
+        env!("CARGO_BIN_EXE_nacre-jail"),
+        jail.path("state").display(),
+        jail.id
+    );
+    let output = Command::new("sh").args(["-c", &script]).current_dir(jail.bundle.0.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "through\n5\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(jail.complaint(&["run", "--preserve-fds", "900", &jail.id]).contains("is not open"));
+}
+
+#[test]
+fn a_container_whose_maker_was_killed_can_be_removed() {
+    let Some(jail) = Jail::new("half", |_| (), "true") else { return };
+    let dir = jail.path("state").join(&jail.id);
+    fs::create_dir_all(&dir).unwrap();
+    fs::copy(jail.path("config.json"), dir.join("config.json")).unwrap();
+    assert_eq!(jail.status(), "stopped");
+    assert!(jail.complaint(&["start", &jail.id]).contains("was never made whole"));
+    assert!(jail.complaint(&["delete", &jail.id]).contains("--force"));
+    jail.ok(&["delete", "--force", &jail.id]);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn what_it_is_and_can_do_is_printed() {
+    let Some(jail) = Jail::new("features", |_| (), "true") else { return };
+    assert!(jail.ok(&["--version"]).contains("spec: 1.2.0"));
+    let features: Value = serde_json::from_str(&jail.ok(&["features"])).unwrap();
+    assert_eq!(features["linux"]["namespaces"].as_array().unwrap().len(), 8);
+    assert!(features["mountOptions"].as_array().unwrap().contains(&json!("rro")));
+    assert!(features["linux"]["capabilities"].as_array().unwrap().contains(&json!("CAP_BPF")));
+    fs::remove_file(jail.path("config.json")).unwrap();
+    jail.ok(&["spec"]);
+    assert!(jail.complaint(&["spec"]).ends_with("config.json exists: move it away first"));
+    // What it writes runs, once it is told what.
+    let mut json: Value = serde_json::from_slice(&fs::read(jail.path("config.json")).unwrap()).unwrap();
+    json["process"]["terminal"] = false.into();
+    json["process"]["args"] = json!(["echo", "hello"]);
+    json["process"]["env"] = json!(["PATH=/bin"]);
+    fs::write(jail.path("config.json"), json.to_string()).unwrap();
+    assert_eq!(jail.ok(&["run", &jail.id]), "hello\n");
+}
