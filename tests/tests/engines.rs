@@ -1,5 +1,7 @@
 //! podman and containerd drive `nacre-jail` as they drive runc: by its command line alone.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,8 @@
 //! The engine's own tests, run once more as root of a real guest: there cgroups are version 2, device rules are eBPF programs, and the root
 //! is the kernel's first one, from which pivot_root(2) can't pivot as it is.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

@@ -24,7 +24,7 @@ mod step;
 pub use container::{Container, Status};
 pub use error::Error;
 pub use own_program::protect_own_program;
-pub use plan::{Plan, check_id};
+pub use plan::{Plan, check_id, keep_filters_in};
 pub use process::{ExitStatus, Process};
 pub use record::Record;
 pub use stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};

@@ -6,6 +6,7 @@ mod capabilities;
 mod check;
 mod devices;
 mod filter;
+mod filter_cache;
 mod hooks;
 mod mounts;
 mod namespaces;
@@ -28,6 +29,7 @@ use crate::step::{Entry, Step};
 
 pub use check::id as check_id;
 pub(crate) use filter::{Filter, Listener};
+pub use filter_cache::keep_filters_in;
 pub(crate) use hooks::{Hook, Hooks};
 pub(crate) use namespaces::{Maps, Namespaces};
 

@@ -76,6 +76,7 @@ fn failure(command: &Command, error: &anyhow::Error) -> u8 {
 
 fn dispatch(args: &Args) -> Result<u8> {
     let root = Root::new(args.root.clone());
+    nacre_jail::keep_filters_in(&args.root.join(".filters"));
     match &args.command {
         Command::Create(create) => lifecycle::create(&root, create)?,
         Command::Run(run) => return lifecycle::run(&root, run),

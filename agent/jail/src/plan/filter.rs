@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::filter_cache;
 use crate::error::Error;
 use crate::step::Step;
 
@@ -37,25 +38,11 @@ pub(crate) struct Listener {
 }
 
 impl Filter {
-    /// Compiles `seccomp`. Names that this libseccomp does not know are left out: the default action covers them.
+    /// Compiles `seccomp`, unless it was compiled before. Names that this libseccomp does not know are left out: the default action covers
+    /// them.
     pub(crate) fn compile(seccomp: &LinuxSeccomp) -> Result<Filter, Error> {
-        let fail = |error: &dyn std::error::Error| Error::spec("linux.seccomp", error.to_string());
-        let errno = seccomp.default_errno_ret();
-        let default = action("linux.seccomp.defaultAction", seccomp.default_action(), errno)?;
-        let mut context = ScmpFilterContext::new(default).map_err(|e| fail(&e))?;
-        for arch in seccomp.architectures().iter().flatten() {
-            context.add_arch(architecture(*arch)?).map_err(|e| fail(&e))?;
-        }
-        let _ = context.set_ctl_optimize(2); // a binary tree; older libseccomp lacks it and makes a list
-        let mut rules = 0;
-        for (i, syscall) in seccomp.syscalls().iter().flatten().enumerate() {
-            rules += syscall.names().len();
-            if rules > MAX_RULES {
-                return Err(Error::spec("linux.seccomp.syscalls", format!("more than {MAX_RULES} names")));
-            }
-            add(&mut context, default, syscall, &format!("linux.seccomp.syscalls[{i}]"))?;
-        }
-        let program = export(&context)?;
+        let source = serde_json::to_vec(seccomp).map_err(|error| Error::spec("linux.seccomp", error.to_string()))?;
+        let program = filter_cache::get(source, || program(seccomp))?;
         let mut flags = flags(seccomp.flags().as_deref().unwrap_or_default());
         let listener = listener(seccomp)?;
         if listener.is_some() {
@@ -69,6 +56,26 @@ impl Filter {
     pub(crate) fn into_step(self) -> Step {
         Step::Filter { program: self.program, flags: self.flags }
     }
+}
+
+fn program(seccomp: &LinuxSeccomp) -> Result<Program, Error> {
+    let fail = |error: &dyn std::error::Error| Error::spec("linux.seccomp", error.to_string());
+    let errno = seccomp.default_errno_ret();
+    let default = action("linux.seccomp.defaultAction", seccomp.default_action(), errno)?;
+    let mut context = ScmpFilterContext::new(default).map_err(|e| fail(&e))?;
+    for arch in seccomp.architectures().iter().flatten() {
+        context.add_arch(architecture(*arch)?).map_err(|e| fail(&e))?;
+    }
+    let _ = context.set_ctl_optimize(2); // a binary tree; older libseccomp lacks it and makes a list
+    let mut rules = 0;
+    for (i, syscall) in seccomp.syscalls().iter().flatten().enumerate() {
+        rules += syscall.names().len();
+        if rules > MAX_RULES {
+            return Err(Error::spec("linux.seccomp.syscalls", format!("more than {MAX_RULES} names")));
+        }
+        add(&mut context, default, syscall, &format!("linux.seccomp.syscalls[{i}]"))?;
+    }
+    export(&context)
 }
 
 fn add(

@@ -1,5 +1,7 @@
 //! `make bench`: sizes, boot, memory and speed, measured now; beside a named peer where there is one, turn by turn in the same run.
 
+mod jail;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -99,6 +101,10 @@ fn main() -> Result<()> {
     if wanted(&["pull.demo"]) {
         all.push(pull(&args.dist)?);
     }
+    // Last, for it parts this process's mounts from the host's.
+    if wanted(&jail::NAMES) {
+        all.extend(jail::measure(&args.dist, |name| name.starts_with(&args.only))?);
+    }
     all.retain(|measured| measured.name.starts_with(&args.only));
     show(&all);
     let text = serde_json::to_string_pretty(&all).context("write the results")? + "\n";
@@ -109,13 +115,13 @@ fn main() -> Result<()> {
 #[expect(clippy::print_stdout, reason = "showing is what it is for")]
 fn show(all: &[Measured]) {
     println!(
-        "{:<24} {:>12} {:>10} {:<6} {:<24} {:>10} {:>7}",
+        "{:<32} {:>12} {:>10} {:<6} {:<26} {:>10} {:>7}",
         "name", "median", "spread", "unit", "peer", "median", "ratio"
     );
     for m in all {
         let number = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
         println!(
-            "{:<24} {:>12.2} {:>10} {:<6} {:<24} {:>10} {:>7}",
+            "{:<32} {:>12.2} {:>10} {:<6} {:<26} {:>10} {:>7}",
             m.name,
             m.value,
             number(m.spread),
