@@ -125,3 +125,107 @@ fn a_filter_that_asks_needs_somebody_to_ask_and_a_way_to_tell_whom() {
     let error = seccomp(filter("sendmsg")).unwrap_err();
     assert!(error.contains("must allow sendmsg"), "{error}");
 }
+
+/// Values that a hostile `config.json` may hold.
+fn any_value() -> impl proptest::strategy::Strategy<Value = serde_json::Value> {
+    use proptest::prelude::*;
+    use serde_json::json;
+    prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|b| json!(b)),
+        any::<i64>().prop_map(|n| json!(n)),
+        any::<u32>().prop_map(|n| json!(n)),
+        "\\PC{0,40}".prop_map(|text| json!(text)),
+        prop::sample::select(vec!["/", "..", "/a/../b", "/proc", "rbind", "tmpfs", "0-3,", "a\0b", ""])
+            .prop_map(|text| json!(text)),
+        prop::collection::vec("\\PC{0,12}", 0..5).prop_map(|list| json!(list)),
+        Just(json!([{ "type": "user" }, { "type": "mount" }])),
+        Just(json!([{ "containerID": 4_294_967_295_u32, "hostID": 0, "size": 4_294_967_295_u32 }])),
+        Just(json!({ "limit": -9_223_372_036_854_775_808_i64 })),
+    ]
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_specification_panics_and_the_same_one_makes_the_same_plan(
+        edits in proptest::collection::vec((proptest::sample::select(PROPERTIES), any_value()), 0..6),
+    ) {
+        let mut json = serde_json::to_value(spec(|_| ())).unwrap();
+        for (pointer, value) in edits {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            if let Some(object) = json.pointer_mut(parent).and_then(serde_json::Value::as_object_mut) {
+                object.insert(key.into(), value);
+            }
+        }
+        if let Ok(spec) = serde_json::from_value::<runtime::Spec>(json) {
+            let plan = || match Plan::new("c1", &spec, Path::new("/bundle")) {
+                Ok(plan) => format!("{:?}{:?}{:?}", plan.before_root, plan.inside_root, plan.after_root),
+                Err(error) => error.to_string(),
+            };
+            proptest::prop_assert_eq!(plan(), plan());
+        }
+    }
+}
+
+const PROPERTIES: &[&str] = &[
+    "/hostname",
+    "/domainname",
+    "/root",
+    "/root/path",
+    "/root/readonly",
+    "/mounts",
+    "/hooks",
+    "/annotations",
+    "/process/args",
+    "/process/env",
+    "/process/cwd",
+    "/process/user",
+    "/process/user/uid",
+    "/process/user/additionalGids",
+    "/process/capabilities",
+    "/process/rlimits",
+    "/process/noNewPrivileges",
+    "/process/apparmorProfile",
+    "/process/selinuxLabel",
+    "/process/oomScoreAdj",
+    "/process/scheduler",
+    "/process/ioPriority",
+    "/process/execCPUAffinity",
+    "/process/terminal",
+    "/linux/namespaces",
+    "/linux/uidMappings",
+    "/linux/gidMappings",
+    "/linux/devices",
+    "/linux/resources",
+    "/linux/cgroupsPath",
+    "/linux/sysctl",
+    "/linux/seccomp",
+    "/linux/rootfsPropagation",
+    "/linux/maskedPaths",
+    "/linux/readonlyPaths",
+    "/linux/mountLabel",
+    "/linux/personality",
+    "/linux/timeOffsets",
+    "/linux/intelRdt",
+];
+
+#[test]
+fn every_list_is_bounded() {
+    let many = |value: serde_json::Value| serde_json::Value::Array(vec![value; 5000]);
+    for (pointer, value, expected) in [
+        ("mounts", many(serde_json::json!({ "destination": "/a", "type": "tmpfs" })), "mounts: 5000 entries"),
+        ("hooks", serde_json::json!({ "poststop": many(serde_json::json!({ "path": "/x" })) }), "hooks: 5000 entries"),
+    ] {
+        let spec = spec(|json| json[pointer] = value);
+        let error = Plan::new("c1", &spec, Path::new("/bundle")).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let mappings = many(serde_json::json!({ "containerID": 0, "hostID": 0, "size": 1 }));
+    let spec = spec(|json| {
+        json["linux"]["namespaces"] = serde_json::json!([{ "type": "mount" }, { "type": "user" }]);
+        json["linux"]["uidMappings"] = mappings.clone();
+        json["linux"]["gidMappings"] = mappings;
+    });
+    let error = Plan::new("c1", &spec, Path::new("/bundle")).unwrap_err().to_string();
+    assert!(error.contains("5000 id mappings are more than 340"), "{error}");
+}

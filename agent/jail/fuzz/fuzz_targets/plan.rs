@@ -1,0 +1,17 @@
+//! Any bytes as `config.json`: a plan, or an error that says why not; never a panic.
+
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use nacre_jail::Plan;
+use oci_spec::runtime::Spec;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(spec) = serde_json::from_slice::<Spec>(bytes)
+        && let Err(error) = Plan::new("fuzz", &spec, Path::new("/bundle"))
+    {
+        assert!(!error.to_string().is_empty());
+    }
+});
