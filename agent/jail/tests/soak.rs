@@ -1,5 +1,7 @@
 //! Many containers one after another leave the process as it was. `NACRE_SOAK` says how many.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::fs;
