@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nacre_pull::merge::{self, ArgsRule};
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, RootBuilder, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespace, LinuxNamespaceType, RootBuilder, Spec};
 
 use super::Error;
 
@@ -32,8 +32,26 @@ pub struct Namespaces {
     pub pid: Option<PathBuf>,
 }
 
-/// Put the container into `namespaces`. A PID namespace it always has; the host's word counts for the others.
+fn has_any(hooks: &Hooks) -> bool {
+    let points = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    points.into_iter().flatten().any(|hooks| !hooks.is_empty())
+}
+
+/// Put the container into `namespaces`. A PID namespace it always has; the host's word counts for the others. The guest's network is the
+/// pod's, so a container without a network of its own may set its sysctls.
+///
+/// Hooks run as the guest's root, outside of the container: the host has none to give.
 pub fn join(spec: &mut Spec, namespaces: &Namespaces) -> Result<(), Error> {
+    if spec.hooks().as_ref().is_some_and(has_any) {
+        return Err(Error::Spec("hooks", "are not taken from the host"));
+    }
     let linux = spec.linux_mut().as_mut().ok_or(Error::Spec("linux", "is missing"))?;
     let list = linux.namespaces_mut().get_or_insert_default();
     list.retain(|namespace| namespace.typ() != LinuxNamespaceType::Pid);
@@ -50,6 +68,11 @@ pub fn join(spec: &mut Spec, namespaces: &Namespaces) -> Result<(), Error> {
     let mut pid = LinuxNamespace::default();
     pid.set_typ(LinuxNamespaceType::Pid).set_path(namespaces.pid.clone());
     list.push(pid);
+    if list.iter().all(|namespace| namespace.typ() != LinuxNamespaceType::Network) {
+        let mut network = LinuxNamespace::default();
+        network.set_typ(LinuxNamespaceType::Network).set_path(Some("/proc/self/ns/net".into()));
+        list.push(network);
+    }
     let joins = |kind| list.iter().any(|namespace| namespace.typ() == kind && namespace.path().is_some());
     let has = |kind| list.iter().any(|namespace| namespace.typ() == kind);
     // A shared host name is the pod's, and a guest's own is not a container's to set.
@@ -127,7 +150,7 @@ mod tests {
         assert_eq!(path_of(&spec, Ipc), Some(Some("/i".into())));
         assert_eq!(path_of(&spec, Uts), Some(Some("/u".into())));
         assert_eq!(path_of(&spec, Pid), Some(None));
-        assert_eq!(path_of(&spec, Network), None);
+        assert_eq!(path_of(&spec, Network), Some(Some("/proc/self/ns/net".into())));
         assert_eq!(spec.hostname().as_deref(), None);
     }
 
@@ -139,6 +162,18 @@ mod tests {
         assert_eq!(path_of(&spec, Pid), Some(Some("/p".into())));
         assert_eq!(path_of(&spec, Uts), Some(None));
         assert_eq!(spec.hostname().as_deref(), Some("box"));
+    }
+
+    #[test]
+    fn the_host_has_no_hooks_to_give() {
+        let mut spec = spec(&[LinuxNamespaceType::Mount]);
+        let mut hooks = Hooks::default();
+        hooks.set_poststop(Some(Vec::new()));
+        spec.set_hooks(Some(hooks.clone()));
+        join(&mut spec, &Namespaces::default()).unwrap();
+        hooks.set_poststop(Some(vec![Default::default()]));
+        spec.set_hooks(Some(hooks));
+        assert!(matches!(join(&mut spec, &Namespaces::default()), Err(Error::Spec("hooks", _))));
     }
 
     #[test]
