@@ -1,5 +1,5 @@
-//! The engine beside crun and runc: command line against command line, the same bundle, turn by turn in the same run. One row more is the
-//! engine as the agent uses it, without a command line around it.
+//! The engine beside crun and runc, turn by turn in the same run, with the same bundles: as the agent uses it, in one process, and as a command
+//! line (`cli_…`). The peers are command lines in either case: there is no other way to use them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -26,13 +26,13 @@ pub(crate) const NAMES: [&str; 10] = [
     "jail.run_true",
     "jail.run_cri",
     "jail.exec_true",
-    "jail.peak_memory",
     "jail.run_true_at_100",
     "jail.run_true_at_500",
-    "jail.create_50_at_once",
-    "jail.library_run_true",
-    "jail.library_run_cri",
-    "jail.library_exec_true",
+    "jail.peak_memory",
+    "jail.cli_run_true",
+    "jail.cli_run_cri",
+    "jail.cli_exec_true",
+    "jail.cli_50_at_once",
 ];
 
 /// The three that are compared: ours first.
@@ -169,7 +169,8 @@ impl Engines {
     fn beside_others(&self, count: usize) -> Result<Times> {
         let bundle = self.path("sleep").display().to_string();
         let names: Vec<String> = (0..count).map(|number| format!("alive{number}")).collect();
-        let result = names.iter().try_for_each(|name| self.detach(0, &bundle, name)).and_then(|()| self.run("minimal"));
+        let result =
+            names.iter().try_for_each(|name| self.detach(0, &bundle, name)).and_then(|()| self.library("minimal"));
         for name in &names {
             self.call(0, &["delete", "--force", name])?;
         }
@@ -369,15 +370,15 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
         }
         Ok(())
     };
-    add(["jail.run_true", "jail.run_true_vs_runc"], "ms", &|| engines.run("minimal"))?;
-    add(["jail.run_cri", "jail.run_cri_vs_runc"], "ms", &|| engines.run("cri"))?;
-    add(["jail.exec_true", "jail.exec_true_vs_runc"], "ms", &|| engines.exec())?;
-    add(["jail.peak_memory", "jail.peak_memory_vs_runc"], "KiB", &|| engines.peak())?;
+    add(["jail.run_true", "jail.run_true_vs_runc"], "ms", &|| engines.library("minimal"))?;
+    add(["jail.run_cri", "jail.run_cri_vs_runc"], "ms", &|| engines.library("cri"))?;
+    add(["jail.exec_true", "jail.exec_true_vs_runc"], "ms", &|| engines.library_exec())?;
     add(["jail.run_true_at_100", "jail.run_true_at_100_vs_runc"], "ms", &|| engines.beside_others(100))?;
     add(["jail.run_true_at_500", "jail.run_true_at_500_vs_runc"], "ms", &|| engines.beside_others(500))?;
-    add(["jail.create_50_at_once", "jail.create_50_at_once_vs_runc"], "ms", &|| engines.at_once())?;
-    add(["jail.library_run_true", "jail.library_run_true_vs_runc"], "ms", &|| engines.library("minimal"))?;
-    add(["jail.library_run_cri", "jail.library_run_cri_vs_runc"], "ms", &|| engines.library("cri"))?;
-    add(["jail.library_exec_true", "jail.library_exec_true_vs_runc"], "ms", &|| engines.library_exec())?;
+    add(["jail.peak_memory", "jail.peak_memory_vs_runc"], "KiB", &|| engines.peak())?;
+    add(["jail.cli_run_true", "jail.cli_run_true_vs_runc"], "ms", &|| engines.run("minimal"))?;
+    add(["jail.cli_run_cri", "jail.cli_run_cri_vs_runc"], "ms", &|| engines.run("cri"))?;
+    add(["jail.cli_exec_true", "jail.cli_exec_true_vs_runc"], "ms", &|| engines.exec())?;
+    add(["jail.cli_50_at_once", "jail.cli_50_at_once_vs_runc"], "ms", &|| engines.at_once())?;
     Ok(all)
 }
