@@ -19,8 +19,6 @@ use rustix::net::{
 pub(crate) enum Point {
     /// The parent writes the mappings of its user namespace.
     Mapped,
-    /// The parent has moved it into its cgroups (cgroup v1).
-    InCgroup,
     /// The parent sets its resource limits: root of a user namespace can't raise them.
     Limits,
     /// The parent runs the hooks that come before the root is entered.
@@ -67,7 +65,6 @@ impl Message {
             Message::Sync(Point::Limits) => (6, 1),
             Message::Sync(Point::BeforeRoot) => (7, 1),
             Message::Sync(Point::BeforeProgram) => (8, 1),
-            Message::Sync(Point::InCgroup) => (9, 1),
         };
         if let Some(first) = bytes.first_mut() {
             *first = kind;
@@ -87,7 +84,6 @@ impl Message {
             [6] => Message::Sync(Point::Limits),
             [7] => Message::Sync(Point::BeforeRoot),
             [8] => Message::Sync(Point::BeforeProgram),
-            [9] => Message::Sync(Point::InCgroup),
             _ => return None,
         })
     }
@@ -180,13 +176,13 @@ mod tests {
 
     #[test]
     fn every_message_comes_back_as_it_was() {
-        let points = [Point::Mapped, Point::InCgroup, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
+        let points = [Point::Mapped, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
         let others = [Message::Ready, Message::Listener, Message::Born, Message::Failed(7, -1)];
         for message in points.map(Message::Sync).into_iter().chain(others) {
             let (bytes, length) = message.encode();
             assert_eq!(Message::decode(&bytes[..length]), Some(message));
         }
-        assert_eq!(Message::decode(&[10]), None);
+        assert_eq!(Message::decode(&[9]), None);
         assert_eq!(Message::decode(&[1, 1]), None);
     }
 }

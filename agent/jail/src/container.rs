@@ -8,15 +8,14 @@ use std::sync::PoisonError;
 use nacre_sys::clone::Cloned;
 use oci_spec::runtime::{self, ContainerState};
 use rustix::process::Pid;
-use rustix::thread::ThreadNameSpaceType;
 
 use crate::Io;
 use crate::cgroup::{self, Cgroup};
 use crate::channel::Point;
 use crate::error::Error;
 use crate::hook::{self, Place};
-use crate::launch::{Event, Gate};
-use crate::plan::{self, Confinement, Hooks, Plan, Stewardship, Target};
+use crate::launch::{self, Event, Gate, Start};
+use crate::plan::{self, Confinement, Hooks, Interior, Plan, Stewardship, Target};
 use crate::prepare;
 use crate::process::{Process, Strays};
 use crate::record::{FilterRecord, Record, start_time};
@@ -28,10 +27,7 @@ use crate::step::Step;
 pub struct Container {
     init: Process,
     cgroup: Owned,
-    namespaces: ThreadNameSpaceType,
-    own_pid_namespace: bool,
-    own_mount_namespace: bool,
-    confinement: Confinement,
+    interior: Interior,
     hooks: Hooks,
     gate: Option<PathBuf>,
     process: runtime::Process,
@@ -83,44 +79,57 @@ impl Owned {
 
 impl Container {
     /// Makes the container; its first process is set up completely and waits at its start gate. A program that is missing is
-    /// reported here. Hooks: `prestart`, `createRuntime`, `createContainer`.
+    /// reported here. Hooks: `prestart`, `createRuntime`, `createContainer`; if it fails from there on, `poststop`.
     ///
     /// # Errors
     /// The step that failed, and why. Nothing is left behind.
     pub fn create(plan: Plan, io: Io) -> Result<Container, Error> {
+        let start = plan.gate.as_deref().map_or(Ok(Start::WhenTold), launch::listen)?;
+        Container::make(plan, io, start)
+    }
+
+    /// Makes the container and lets it run its program at once, without a start gate. Hooks: all of [`Container::create`] and
+    /// [`Container::start`].
+    ///
+    /// # Errors
+    /// The step that failed, and why. Nothing is left behind.
+    pub fn run(plan: Plan, io: Io) -> Result<Container, Error> {
+        let container = Container::make(plan, io, Start::AtOnce)?;
+        if let Err(error) = container.tell_of_start() {
+            let _ = container.delete(); // the first error is worth more
+            return Err(error);
+        }
+        Ok(container)
+    }
+
+    fn make(plan: Plan, io: Io, start: Start) -> Result<Container, Error> {
         let cgroup = Owned(Some(Cgroup::create(&plan.cgroup, plan.resources.as_ref(), &plan.devices)?));
-        let namespaces = plan.namespaces.joinable;
-        let own_pid_namespace = plan.namespaces.has_pid;
-        let own_mount_namespace = plan.namespaces.own_mounts;
-        let confinement = plan.confinement.clone();
+        let interior = plan.interior();
         let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
         let devices = plan.devices.clone();
         let stewardship = plan.stewardship()?;
-        let mut launch = plan.launch(cgroup.get()?, io)?;
+        let mut launch = plan.launch(cgroup.get()?, io, start)?;
         prepare::prepare(&mut launch.steps)?;
         let serve = &mut |event, child: &Cloned| match event {
-            Event::At(Point::BeforeRoot) => before_root(&hooks, child, namespaces),
+            Event::At(Point::BeforeRoot) => before_root(&hooks, child, &interior),
+            Event::At(Point::BeforeProgram) => before_program(&hooks, &process, &target(child, &interior), cgroup.get()?),
             Event::At(point) => serve_user_namespace(point, &stewardship, child.pid),
-            Event::Listener(fd) => hand_on(&confinement, &hooks, ContainerState::Creating, child.pid, &fd),
+            Event::Listener(fd) => {
+                hand_on(&interior.confinement, &hooks, ContainerState::Creating, child.pid, &fd)
+            }
         };
-        let spawned = launch.spawn(serve);
-        if let (Err(_), Some(gate)) = (&spawned, &gate) {
-            let _ = std::fs::remove_file(gate); // it may not have been made yet
-        }
-        let init = Process::new(spawned?);
-        Ok(Container {
-            init,
-            cgroup,
-            namespaces,
-            own_pid_namespace,
-            own_mount_namespace,
-            confinement,
-            hooks,
-            gate,
-            process,
-            devices,
-            strays: Strays::default(),
-        })
+        let init = match launch.spawn(serve) {
+            Ok(spawned) => Process::new(spawned),
+            Err(error) => {
+                if let Some(gate) = &gate {
+                    let _ = std::fs::remove_file(gate); // it may not have been made yet
+                }
+                drop(cgroup);
+                let _ = tell_of_end(&hooks); // the first error is worth more
+                return Err(error);
+            }
+        };
+        Ok(Container { init, cgroup, interior, hooks, gate, process, devices, strays: Strays::default() })
     }
 
     /// Takes up a container that another process made and left. Its first process may have ended meanwhile.
@@ -136,10 +145,7 @@ impl Container {
         Ok(Container {
             init: Process::open(record.pid, record.start_time, gate)?,
             cgroup: Owned(Some(Cgroup::open(&record.cgroup)?)),
-            namespaces: record.kinds(),
-            own_pid_namespace: record.own_pid_namespace,
-            own_mount_namespace: record.own_mount_namespace,
-            confinement: record.confinement()?,
+            interior: record.interior()?,
             hooks: Hooks::new(id, spec, bundle)?,
             gate: record.gate,
             process,
@@ -160,19 +166,19 @@ impl Container {
     /// What another process needs for [`Container::open`].
     ///
     /// # Errors
-    /// [`Error::State`] once deleted, [`Error::Ended`] when the first process is gone already.
+    /// [`Error::State`] once deleted.
     pub fn record(&self) -> Result<Record, Error> {
         Ok(Record {
             pid: self.init.pid(),
-            start_time: start_time(self.init.pid()).ok_or(Error::Ended)?,
+            start_time: start_time(self.init.pid()).unwrap_or(0), // of one that is gone already, never found again
             cgroup: self.cgroup.get()?.path().to_path_buf(),
-            namespaces: self.namespaces.bits(),
-            own_pid_namespace: self.own_pid_namespace,
-            own_mount_namespace: self.own_mount_namespace,
+            namespaces: self.interior.namespaces.bits(),
+            own_pid_namespace: self.interior.own_pid_namespace,
+            own_mount_namespace: self.interior.own_mount_namespace,
             gate: self.gate.clone(),
             steps: self.init.gate_names(),
-            personality: self.confinement.personality,
-            filter: self.confinement.filter.as_ref().map(FilterRecord::new),
+            personality: self.interior.confinement.personality,
+            filter: self.interior.confinement.filter.as_ref().map(FilterRecord::new),
         })
     }
 
@@ -190,44 +196,25 @@ impl Container {
     /// [`Error::State`] on a second call, [`Error::Program`] when the program can't be executed after all, [`Error::Hook`].
     pub fn start(&self) -> Result<(), Error> {
         let serve = &mut |event, child: &Cloned| match event {
-            Event::At(_) => self.before_program(child.pid),
-            Event::Listener(fd) => hand_on(&self.confinement, &self.hooks, ContainerState::Created, child.pid, &fd),
+            Event::At(_) => before_program(&self.hooks, &self.process, &target(child, &self.interior), self.cgroup.get()?),
+            Event::Listener(fd) => {
+                hand_on(&self.interior.confinement, &self.hooks, ContainerState::Created, child.pid, &fd)
+            }
         };
         let started = self.init.start(serve);
         if let Some(gate) = self.gate.as_ref().filter(|_| !self.init.is_waiting()) {
             let _ = std::fs::remove_file(gate); // it may be gone with the container
         }
-        let (hooks, pid) = (&self.hooks, self.init.pid());
-        let running = started.and_then(|()| {
-            hook::run("poststart", &hooks.poststart, &hooks.state, ContainerState::Running, pid, Place::Runtime)
-        });
+        let running = started.and_then(|()| self.tell_of_start());
         if matches!(running, Err(Error::Hook { .. })) {
             let _ = self.signal_all(libc::SIGKILL); // it may have ended by itself
         }
         running
     }
 
-    /// The hooks that come out of the container's image run as its own program would.
-    fn before_program(&self, pid: i32) -> Result<(), Error> {
-        for hook in &self.hooks.start_container {
-            let text = |strings: &[std::ffi::CString]| -> Vec<String> {
-                strings.iter().map(|string| string.to_string_lossy().into_owned()).collect()
-            };
-            let mut process = self.process.clone();
-            let mut args = text(&hook.args);
-            // The program is the hook's path, whatever its first argument says.
-            if let Some(first) = args.first_mut() {
-                *first = hook.path.to_string_lossy().into_owned();
-            }
-            process.set_args(Some(args)).set_env(Some(text(&hook.env))).set_cwd(PathBuf::from("/"));
-            process.set_terminal(None);
-            let launch = |[stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3]| {
-                plan::exec(&process, self.target(), self.cgroup.get()?, Io::Pipes { stdin, stdout, stderr }, 0)
-            };
-            let told = hook::told(&self.hooks.state, ContainerState::Created, pid)?;
-            hook::run_one("startContainer", hook, launch, &told)?;
-        }
-        Ok(())
+    fn tell_of_start(&self) -> Result<(), Error> {
+        let (hooks, pid) = (&self.hooks, self.init.pid());
+        hook::run("poststart", &hooks.poststart, &hooks.state, ContainerState::Running, pid, Place::Runtime)
     }
 
     /// The first process.
@@ -249,17 +236,6 @@ impl Container {
         Ok(if self.cgroup.get()?.is_frozen() { Status::Paused } else { Status::Running })
     }
 
-    fn target(&self) -> Target<'_> {
-        Target {
-            pidfd: self.init.pidfd(),
-            pid: self.init.pid(),
-            namespaces: self.namespaces,
-            own_pid_namespace: self.own_pid_namespace,
-            own_mount_namespace: self.own_mount_namespace,
-            confinement: &self.confinement,
-        }
-    }
-
     /// Runs one more process in the container; `descriptors` of the caller's, from 3 on, reach it. Returns once its program runs.
     ///
     /// # Errors
@@ -271,17 +247,15 @@ impl Container {
         if self.init.is_waiting() {
             return Err(Error::State("not started"));
         }
-        let launch = plan::exec(process, self.target(), self.cgroup.get()?, io, descriptors)?;
+        let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
+        let launch = plan::exec(process, &target, self.cgroup.get()?, io, descriptors)?;
         let serve = &mut |event, child: &Cloned| match event {
             Event::At(_) => Ok(()),
-            Event::Listener(fd) => hand_on(&self.confinement, &self.hooks, ContainerState::Running, child.pid, &fd),
+            Event::Listener(fd) => {
+                hand_on(&self.interior.confinement, &self.hooks, ContainerState::Running, child.pid, &fd)
+            }
         };
-        let process = Process::new(launch.spawn(serve)?).stray_to(&self.strays);
-        if let Err(error) = process.start(serve) {
-            let _ = crate::process::reap(process.pidfd().as_fd()); // it has said why it ends
-            return Err(error);
-        }
-        Ok(process)
+        Ok(Process::new(launch.spawn(serve)?).stray_to(&self.strays))
     }
 
     /// Sends `signal` to every process of the container.
@@ -364,7 +338,7 @@ impl Container {
     /// A cgroup that can't be removed; [`Error::Hook`], after the container is gone.
     pub fn delete(mut self) -> Result<(), Error> {
         let Some(cgroup) = self.cgroup.0.take() else { return Ok(()) };
-        let _ = self.init.signal(libc::SIGKILL); // it may have ended; the cgroup kills the rest
+        let _ = self.init.signal(libc::SIGKILL); // it may have ended
         cgroup.kill();
         self.reap_strays();
         self.init.wait_for_death()?;
@@ -372,13 +346,7 @@ impl Container {
         if let Some(gate) = &self.gate {
             let _ = std::fs::remove_file(gate); // gone since the start, if there was one
         }
-        let (hooks, mut result) = (&self.hooks, Ok(()));
-        for one in &hooks.poststop {
-            let one = std::slice::from_ref(one);
-            let ran = hook::run("poststop", one, &hooks.state, ContainerState::Stopped, 0, Place::Runtime);
-            result = result.and(ran);
-        }
-        result
+        tell_of_end(&self.hooks)
     }
 }
 
@@ -419,12 +387,55 @@ fn set_limit(step: &Step, pid: i32) -> Result<(), Error> {
         .map_err(|error| Error::Step { step: step.to_string(), source: error.into() })
 }
 
-fn before_root(hooks: &Hooks, child: &Cloned, namespaces: ThreadNameSpaceType) -> Result<(), Error> {
+/// Each `poststop` hook, whatever the others do.
+fn tell_of_end(hooks: &Hooks) -> Result<(), Error> {
+    let mut result = Ok(());
+    for one in &hooks.poststop {
+        let one = std::slice::from_ref(one);
+        let ran = hook::run("poststop", one, &hooks.state, ContainerState::Stopped, 0, Place::Runtime);
+        result = result.and(ran);
+    }
+    result
+}
+
+fn target<'a>(child: &'a Cloned, interior: &'a Interior) -> Target<'a> {
+    Target { pidfd: child.pidfd.as_fd(), pid: child.pid, interior }
+}
+
+/// The hooks that come out of the container's image run as its own program would.
+fn before_program(
+    hooks: &Hooks,
+    program: &runtime::Process,
+    target: &Target<'_>,
+    cgroup: &Cgroup,
+) -> Result<(), Error> {
+    for hook in &hooks.start_container {
+        let text = |strings: &[std::ffi::CString]| -> Vec<String> {
+            strings.iter().map(|string| string.to_string_lossy().into_owned()).collect()
+        };
+        let mut process = program.clone();
+        let mut args = text(&hook.args);
+        // The program is the hook's path, whatever its first argument says.
+        if let Some(first) = args.first_mut() {
+            *first = hook.path.to_string_lossy().into_owned();
+        }
+        process.set_args(Some(args)).set_env(Some(text(&hook.env))).set_cwd(PathBuf::from("/"));
+        process.set_terminal(None);
+        let launch = |[stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3]| {
+            plan::exec(&process, target, cgroup, Io::Pipes { stdin, stdout, stderr }, 0)
+        };
+        let told = hook::told(&hooks.state, ContainerState::Created, target.pid)?;
+        hook::run_one("startContainer", hook, launch, &told)?;
+    }
+    Ok(())
+}
+
+fn before_root(hooks: &Hooks, child: &Cloned, interior: &Interior) -> Result<(), Error> {
     let creating = ContainerState::Creating;
     let run = |point, list, place| hook::run(point, list, &hooks.state, creating, child.pid, place);
     run("prestart", &hooks.prestart, Place::Runtime)?;
     run("createRuntime", &hooks.create_runtime, Place::Runtime)?;
-    run("createContainer", &hooks.create_container, Place::Namespaces(child.pidfd.as_fd(), namespaces))
+    run("createContainer", &hooks.create_container, Place::Namespaces(child.pidfd.as_fd(), interior.namespaces))
 }
 
 fn hand_on(

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::error::Error;
-use crate::launch::Launch;
+use crate::launch::{Launch, Start};
 use crate::plan::Hook;
 use crate::process::Process;
 use crate::step::Step;
@@ -83,10 +83,9 @@ pub(crate) fn run_one(
     let _ = rustix::fs::fcntl_add_seals(&stdin, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK);
     let null = rustix::fs::open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(system)?;
     let stderr = rustix::io::fcntl_dupfd_cloexec(&complaints, 3).map_err(system)?;
-    let waiting = launch([stdin, null, stderr])?.spawn(&mut |_, _| Ok(())).map_err(|error| fail(error.to_string()))?;
-    let process = Process::new(waiting);
-    let ended = process.start(&mut |_, _| Ok(())).and_then(|()| wait(&process, hook.timeout));
-    match ended {
+    let spawned = launch([stdin, null, stderr])?.spawn(&mut |_, _| Ok(())).map_err(|error| fail(error.to_string()))?;
+    let process = Process::new(spawned);
+    match wait(&process, hook.timeout) {
         Ok(Some(0)) => Ok(()),
         Ok(Some(code)) => Err(fail(format!("exit code {code}{}", complaint(complaints)))),
         Ok(None) => {
@@ -117,10 +116,9 @@ fn launch(hook: &Hook, place: Place<'_>, io: [OwnedFd; 3]) -> Result<Launch, Err
         user_namespace: None,
         pid_namespace: None,
         cgroup: None,
-        entrances: Vec::new(),
         steps,
         last_steps: Vec::new(),
-        gate: None,
+        start: Start::AtOnce,
         kept: 0,
         candidates: StringArray::new(vec![hook.path.clone()]),
         argv: StringArray::new(hook.args.clone()),

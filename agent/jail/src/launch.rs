@@ -36,20 +36,29 @@ pub(crate) struct Launch {
     pub(crate) pid_namespace: Option<OwnedFd>,
     /// A cgroup v2 directory to be born in.
     pub(crate) cgroup: Option<OwnedFd>,
-    /// On cgroup v1: the files that take the child's number, one for each hierarchy.
-    pub(crate) entrances: Vec<OwnedFd>,
     /// What to do before the start gate.
     pub(crate) steps: Vec<Step>,
     /// What to do behind it.
     pub(crate) last_steps: Vec<Step>,
-    /// Where the start gate listens, if it is not the parent's socket.
-    pub(crate) gate: Option<(OwnedFd, PathBuf)>,
+    /// When the child goes on to its program.
+    pub(crate) start: Start,
     /// How many descriptors after 2 are the program's (`--preserve-fds`).
     pub(crate) kept: u32,
     /// The places where the program may be.
     pub(crate) candidates: StringArray,
     pub(crate) argv: StringArray,
     pub(crate) envp: StringArray,
+}
+
+/// When a child that is set up goes on to its program.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// At once: there is no gate.
+    AtOnce,
+    /// When the parent says so.
+    WhenTold,
+    /// When somebody says so at this socket, which has this name.
+    AtGate(OwnedFd, PathBuf),
 }
 
 /// What a child waits for, or hands over.
@@ -62,11 +71,11 @@ pub(crate) enum Event {
 /// Who serves a child's events.
 pub(crate) type Serve<'a> = &'a mut dyn FnMut(Event, &Cloned) -> Result<(), Error>;
 
-/// A child that waits at its start gate.
+/// A child that is set up, and its start gate, if it waits there.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct Spawned {
     pub(crate) cloned: Cloned,
-    pub(crate) gate: Gate,
+    pub(crate) gate: Option<Gate>,
     pub(crate) master: Option<OwnedFd>,
 }
 
@@ -96,27 +105,29 @@ enum Names {
 const EXECVE: u32 = u32::MAX;
 
 impl Launch {
-    /// Forks. Returns once the child waits at its gate, or with the reason why it does not.
-    pub(crate) fn spawn(mut self, serve: Serve<'_>) -> Result<Waiting, Error> {
+    /// Forks. Returns once the child waits at its gate or, if it has none, once its program runs; or with the reason why not.
+    pub(crate) fn spawn(mut self, serve: Serve<'_>) -> Result<Spawned, Error> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|error| Error::system("make a socket pair", error))?;
         let cloned = self.fork(&ours, &theirs)?;
         drop(theirs);
-        let entered = enter(&self.entrances, cloned.pid);
-        self.entrances.clear();
-        if let Err(error) = entered {
-            end(&cloned);
-            return Err(Error::system("move the process into its cgroup", error));
-        }
         // The child has its own copies of all descriptors; ours would keep its pipes and mounts alive.
         self.steps.iter_mut().for_each(Step::release);
-        let named = self.gate.take().map(|(_, name)| name);
+        let start = std::mem::replace(&mut self.start, Start::WhenTold);
         let steps = Names::Launch(Box::new(self));
-        match steps.until_ready(&ours, &cloned, serve) {
-            Ok(master) => {
-                let way = named.map_or(Way::Socket(ours), Way::Name);
-                Ok(Waiting { cloned, gate: Gate { way, steps }, master })
-            }
+        let ready = steps.until_ready(&ours, &cloned, serve).and_then(|master| {
+            let gate = match start {
+                Start::AtOnce => {
+                    steps.until_executed(&ours, &cloned, serve)?;
+                    None
+                }
+                Start::WhenTold => Some(Gate { way: Way::Socket(ours), steps }),
+                Start::AtGate(_, name) => Some(Gate { way: Way::Name(name), steps }),
+            };
+            Ok((gate, master))
+        });
+        match ready {
+            Ok((gate, master)) => Ok(Spawned { cloned, gate, master }),
             Err(error) => {
                 end(&cloned);
                 Err(error)
@@ -129,7 +140,9 @@ impl Launch {
         let pid_namespace = self.pid_namespace.take();
         let user_namespace = self.user_namespace.take();
         let mut keep: Vec<u32> = self.steps.iter().chain(&self.last_steps).flat_map(Step::descriptors).collect();
-        keep.extend(self.gate.iter().map(|(fd, _)| fd.as_raw_fd() as u32));
+        if let Start::AtGate(gate, _) = &self.start {
+            keep.push(gate.as_raw_fd() as u32);
+        }
         keep.push(theirs.as_raw_fd() as u32);
         keep.extend(3..3 + self.kept);
         keep.sort_unstable();
@@ -225,10 +238,11 @@ impl Launch {
             return 1;
         }
         walk.master = None;
-        let connection = match &self.gate {
-            None if channel::told_to_go(socket) => None,
-            None => return 1,
-            Some((gate, _)) => match accept_go(gate) {
+        let connection = match &self.start {
+            Start::AtOnce => None,
+            Start::WhenTold if channel::told_to_go(socket) => None,
+            Start::WhenTold => return 1,
+            Start::AtGate(gate, _) => match accept_go(gate) {
                 Some(connection) => Some(connection),
                 None => return 1,
             },
@@ -264,13 +278,6 @@ impl Launch {
         let steps = self.steps.iter().chain(&self.last_steps).map(ToString::to_string);
         steps.chain([program.unwrap_or_default()]).collect()
     }
-}
-
-/// Moves a process between cgroups of version 1. The first move after a quiet moment waits until no processor is in the middle of a fork or exit
-/// any more, which takes milliseconds; the child lays out its root meanwhile.
-fn enter(entrances: &[OwnedFd], pid: i32) -> Result<(), Errno> {
-    let pid = pid.to_string();
-    entrances.iter().try_for_each(|entrance| rustix::io::write(entrance, pid.as_bytes()).map(drop))
 }
 
 /// The device and inode of the program that this process runs.
@@ -323,13 +330,13 @@ fn fail(socket: BorrowedFd<'_>, step: u32, error: Errno) -> i32 {
 }
 
 /// A start gate with the name `path`.
-pub(crate) fn listen(path: &Path) -> Result<(OwnedFd, PathBuf), Error> {
+pub(crate) fn listen(path: &Path) -> Result<Start, Error> {
     let fail = |error: Errno| Error::system(format!("make the start gate {}", path.display()), error);
     let socket = gate_socket(path, |socket, address| {
         rustix::net::bind(socket, address)?;
         rustix::net::listen(socket, 1)
     });
-    Ok((socket.map_err(fail)?, path.into()))
+    Ok(Start::AtGate(socket.map_err(fail)?, path.into()))
 }
 
 /// A socket's name may be 107 bytes long, a path 4095: so the name is said from its directory.
@@ -366,10 +373,7 @@ impl Gate {
             Way::Name(name) => connect(&name)?,
         };
         channel::go(&socket).map_err(|_| Error::Ended)?;
-        match self.steps.next(&socket, None, child, serve)? {
-            None => Ok(()),
-            Some(_) => Err(Error::Setup("it said something else than expected")),
-        }
+        self.steps.until_executed(&socket, child, serve)
     }
 }
 
@@ -387,6 +391,14 @@ impl Names {
             Some((Message::Ready, master)) => Ok(master),
             Some(_) => Err(Error::Setup("it said something else than expected")),
             None => Err(Error::Setup("it ended before it said why")),
+        }
+    }
+
+    /// Serves the child until its program runs.
+    fn until_executed(&self, socket: &OwnedFd, child: &Cloned, serve: Serve<'_>) -> Result<(), Error> {
+        match self.next(socket, None, child, serve)? {
+            None => Ok(()),
+            Some(_) => Err(Error::Setup("it said something else than expected")),
         }
     }
 

@@ -13,7 +13,6 @@ pub mod features;
 mod hook;
 mod launch;
 mod listener;
-mod own_program;
 mod plan;
 mod prepare;
 mod process;
@@ -23,7 +22,6 @@ mod step;
 
 pub use container::{Container, Status};
 pub use error::Error;
-pub use own_program::protect_own_program;
 pub use plan::{Plan, check_id, keep_filters_in};
 pub use process::{ExitStatus, Process};
 pub use record::Record;

@@ -24,7 +24,7 @@ use crate::Io;
 use crate::cgroup::{self, Cgroup};
 use crate::channel::Point;
 use crate::error::Error;
-use crate::launch::{self, Launch};
+use crate::launch::{Launch, Start};
 use crate::step::{Entry, Step};
 
 pub use check::id as check_id;
@@ -34,6 +34,16 @@ pub(crate) use hooks::{Hook, Hooks};
 pub(crate) use namespaces::{Maps, Namespaces};
 
 /// What a process that joins later gets from the container and not from its own specification.
+#[derive(Debug, Clone)]
+pub(crate) struct Interior {
+    /// The kinds of namespaces that it enters.
+    pub(crate) namespaces: ThreadNameSpaceType,
+    pub(crate) own_pid_namespace: bool,
+    pub(crate) own_mount_namespace: bool,
+    pub(crate) confinement: Confinement,
+}
+
+/// What confines every process of a container alike.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Confinement {
     pub(crate) filter: Option<Filter>,
@@ -62,10 +72,7 @@ pub struct Plan {
 pub(crate) struct Target<'a> {
     pub(crate) pidfd: BorrowedFd<'a>,
     pub(crate) pid: i32,
-    pub(crate) namespaces: ThreadNameSpaceType,
-    pub(crate) own_pid_namespace: bool,
-    pub(crate) own_mount_namespace: bool,
-    pub(crate) confinement: &'a Confinement,
+    pub(crate) interior: &'a Interior,
 }
 
 impl Plan {
@@ -193,11 +200,22 @@ impl Plan {
         Ok(())
     }
 
+    /// What later processes share with the first one.
+    pub(crate) fn interior(&self) -> Interior {
+        Interior {
+            namespaces: self.namespaces.joinable,
+            own_pid_namespace: self.namespaces.has_pid,
+            own_mount_namespace: self.namespaces.own_mounts,
+            confinement: self.confinement.clone(),
+        }
+    }
+
     /// Puts the steps into their order.
-    pub(crate) fn launch(self, cgroup: &Cgroup, io: Io) -> Result<Launch, Error> {
-        let namespaces = self.namespaces;
+    pub(crate) fn launch(self, cgroup: &Cgroup, io: Io, start: Start) -> Result<Launch, Error> {
+        let mut namespaces = self.namespaces;
         let in_user_namespace = namespaces.has_user;
         let mut steps = vec![Step::Hide];
+        steps.extend(enter(cgroup)?);
         if namespaces.maps.is_some() {
             steps.push(Step::Sync(Point::Mapped));
         }
@@ -206,8 +224,12 @@ impl Plan {
         } else if let Some(score) = self.process.oom_score_adj() {
             steps.push(process::oom_score(score)?);
         }
-        steps.extend(namespaces.joined);
-        steps.extend(namespaces.steps);
+        let mut launch = assemble(&self.process, cgroup, start)?;
+        launch.namespaces = namespaces.born;
+        (launch.user_namespace, launch.pid_namespace) = (namespaces.user.take(), namespaces.pid.take());
+        let in_cgroup = std::mem::take(&mut namespaces.in_cgroup);
+        steps.extend(namespaces.into_steps());
+        steps.extend(in_cgroup);
         steps.push(Step::NewKeyring);
         steps.extend(self.before_root);
         steps.extend(self.inside_root);
@@ -219,11 +241,6 @@ impl Plan {
             steps.push(Step::Sync(Point::BeforeRoot));
         }
         steps.extend(self.after_root);
-        let mut launch = assemble(&self.process, cgroup)?;
-        if !launch.entrances.is_empty() {
-            steps.push(Step::Sync(Point::InCgroup));
-        }
-        steps.extend(namespaces.in_cgroup);
         let mut behind_gate = Vec::new();
         if self.hooks.come_before_program() {
             behind_gate.push(Step::Sync(Point::BeforeProgram));
@@ -237,10 +254,6 @@ impl Plan {
         steps.extend(tail.before_gate);
         behind_gate.extend(tail.behind_gate);
         (launch.steps, launch.last_steps) = (steps, behind_gate);
-        launch.namespaces = namespaces.new;
-        launch.user_namespace = namespaces.user;
-        launch.pid_namespace = namespaces.pid;
-        launch.gate = self.gate.as_deref().map(launch::listen).transpose()?;
         launch.kept = self.kept;
         Ok(launch)
     }
@@ -266,27 +279,29 @@ pub(crate) struct Stewardship {
 /// One more process in a container.
 pub(crate) fn exec(
     process: &runtime::Process,
-    target: Target<'_>,
+    target: &Target<'_>,
     cgroup: &Cgroup,
     io: Io,
     kept: u32,
 ) -> Result<Launch, Error> {
     process::check(process)?;
     let mut steps = vec![Step::Hide];
-    let mut launch = assemble(process, cgroup)?;
+    let mut launch = assemble(process, cgroup, Start::AtOnce)?;
+    let Interior { namespaces, own_pid_namespace, own_mount_namespace, confinement } = target.interior;
     steps.extend(process::affinity(process, process::Affinity::Initial)?);
+    steps.extend(enter(cgroup)?);
     if let Some(score) = process.oom_score_adj() {
         steps.push(process::oom_score(score)?);
     }
     steps.push(Step::NewKeyring);
     steps.extend(process::open_label(process)?);
-    let in_user_namespace = target.namespaces.contains(ThreadNameSpaceType::USER);
+    let in_user_namespace = namespaces.contains(ThreadNameSpaceType::USER);
     if in_user_namespace {
         steps.extend(process::limits(process)?); // root of the namespace may not raise them any more
     }
-    let root = if target.own_mount_namespace { None } else { Some(open_of_process(&target, "root")?) };
+    let root = if *own_mount_namespace { None } else { Some(open_of_process(target, "root")?) };
     let pidfd = target.pidfd.try_clone_to_owned().map_err(|error| Error::system("copy a pidfd", error))?;
-    steps.push(Step::JoinProcess { pidfd: Some(pidfd), kinds: target.namespaces });
+    steps.push(Step::JoinProcess { pidfd: Some(pidfd), kinds: *namespaces });
     if root.is_some() {
         steps.push(Step::ChangeRoot(root));
     }
@@ -298,15 +313,12 @@ pub(crate) fn exec(
     if !in_user_namespace {
         steps.extend(process::limits(process)?);
     }
-    if !launch.entrances.is_empty() {
-        steps.push(Step::Sync(Point::InCgroup));
-    }
     steps.extend(process::affinity(process, process::Affinity::Final)?);
-    let tail = process_steps(process, streams, target.confinement, kept)?;
+    let tail = process_steps(process, streams, confinement, kept)?;
     steps.extend(tail.before_gate);
     (launch.steps, launch.last_steps) = (steps, tail.behind_gate);
-    if target.own_pid_namespace {
-        launch.pid_namespace = Some(open_of_process(&target, "ns/pid")?);
+    if *own_pid_namespace {
+        launch.pid_namespace = Some(open_of_process(target, "ns/pid")?);
     }
     launch.kept = kept;
     Ok(launch)
@@ -320,17 +332,22 @@ fn open_of_process(target: &Target<'_>, what: &str) -> Result<OwnedFd, Error> {
     Ok(file.into())
 }
 
+/// The step into the cgroup, where one is not born in it.
+fn enter(cgroup: &Cgroup) -> Result<Option<Step>, Error> {
+    let entrances = cgroup.entrances()?;
+    Ok((!entrances.is_empty()).then_some(Step::EnterCgroup(entrances)))
+}
+
 /// A launch without steps.
-fn assemble(process: &runtime::Process, cgroup: &Cgroup) -> Result<Launch, Error> {
+fn assemble(process: &runtime::Process, cgroup: &Cgroup, start: Start) -> Result<Launch, Error> {
     Ok(Launch {
         namespaces: 0,
         user_namespace: None,
         pid_namespace: None,
         cgroup: cgroup.directory()?,
-        entrances: cgroup.entrances()?,
         steps: Vec::new(),
         last_steps: Vec::new(),
-        gate: None,
+        start,
         kept: 0,
         candidates: StringArray::new(process::candidates(process)?),
         argv: StringArray::new(process::argv(process)?),

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
 
 use crate::error::Error;
-use crate::launch::{Gate, Serve, Waiting};
+use crate::launch::{Gate, Serve, Spawned};
 use crate::record;
 
 /// How long a process may take to end once it was killed, in seconds.
@@ -66,9 +66,9 @@ struct State {
 }
 
 impl Process {
-    pub(crate) fn new(waiting: Waiting) -> Process {
-        let Waiting { cloned, gate, master } = waiting;
-        let state = State { gate: Some(gate), master, status: None };
+    pub(crate) fn new(spawned: Spawned) -> Process {
+        let Spawned { cloned, gate, master } = spawned;
+        let state = State { gate, master, status: None };
         Process { child: cloned, ours: true, strays: None, state: Mutex::new(state) }
     }
 

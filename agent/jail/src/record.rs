@@ -7,7 +7,7 @@ use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::plan::{Confinement, Filter, Listener};
+use crate::plan::{Confinement, Filter, Interior, Listener};
 
 /// See [`crate::Container::record`]. Its form belongs to this version of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,11 +72,16 @@ impl Record {
         &self.cgroup
     }
 
-    pub(crate) fn kinds(&self) -> ThreadNameSpaceType {
-        ThreadNameSpaceType::from_bits_retain(self.namespaces)
+    pub(crate) fn interior(&self) -> Result<Interior, Error> {
+        Ok(Interior {
+            namespaces: ThreadNameSpaceType::from_bits_retain(self.namespaces),
+            own_pid_namespace: self.own_pid_namespace,
+            own_mount_namespace: self.own_mount_namespace,
+            confinement: self.confinement()?,
+        })
     }
 
-    pub(crate) fn confinement(&self) -> Result<Confinement, Error> {
+    fn confinement(&self) -> Result<Confinement, Error> {
         let filter = match &self.filter {
             None => None,
             Some(record) => Some(record.filter().ok_or(Error::State("recorded with a filter that can't be read"))?),

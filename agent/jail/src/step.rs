@@ -155,6 +155,8 @@ pub(crate) enum Entry {
 #[derive(Debug)]
 pub(crate) enum Step {
     Hide,
+    EnterCgroup(Vec<OwnedFd>),
+    NewNamespaces(u64),
     Sync(Point),
     JoinNamespace { fd: Option<OwnedFd>, kind: LinkNameSpaceType, name: String },
     JoinProcess { pidfd: Option<OwnedFd>, kinds: ThreadNameSpaceType },
@@ -204,6 +206,14 @@ pub(crate) enum Step {
     FindProgram,
 }
 
+/// What the specification calls the namespaces into which a process need not be born.
+const NAMESPACES: [(u64, &str); 4] = [
+    (libc::CLONE_NEWNET as u64, "network"),
+    (libc::CLONE_NEWIPC as u64, "ipc"),
+    (libc::CLONE_NEWUTS as u64, "uts"),
+    (libc::CLONE_NEWNS as u64, "mount"),
+];
+
 /// What steps hand on to later ones.
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
@@ -228,6 +238,11 @@ impl fmt::Display for Step {
         let text = |c: &CString| c.to_string_lossy().into_owned();
         match self {
             Step::Hide => f.write_str("hide from other processes"),
+            Step::EnterCgroup(_) => f.write_str("enter the cgroup"),
+            Step::NewNamespaces(kinds) => {
+                let named = NAMESPACES.iter().filter(|(flag, _)| kinds & flag != 0).map(|(_, name)| *name);
+                write!(f, "make namespaces ({})", named.collect::<Vec<_>>().join(", "))
+            }
             Step::Sync(point) => write!(f, "wait for the runtime ({point:?})"),
             Step::JoinNamespace { name, .. } => write!(f, "join the {name}"),
             Step::JoinProcess { .. } => f.write_str("join the container's namespaces"),
@@ -300,6 +315,7 @@ impl Step {
             Step::OpenRoot { tree, .. } => tree.iter().collect(),
             Step::Mount(mount) => mount.tree.iter().collect(),
             Step::Stdio(fds) => fds.iter().flatten().collect(),
+            Step::EnterCgroup(entrances) => entrances.iter().collect(),
             _ => Vec::new(),
         };
         fds.into_iter().map(|fd| fd.as_raw_fd() as u32).collect()
@@ -312,6 +328,7 @@ impl Step {
             Step::OpenRoot { tree, .. } => *tree = None,
             Step::Mount(mount) => mount.tree = None,
             Step::Stdio(fds) => *fds = [None, None, None],
+            Step::EnterCgroup(entrances) => entrances.clear(),
             _ => {}
         }
     }
@@ -320,6 +337,8 @@ impl Step {
     pub(crate) fn run(&mut self, walk: &mut Walk<'_>) -> Result<(), Errno> {
         match self {
             Step::Hide => nacre_sys::process::hide().map_err(errno),
+            Step::EnterCgroup(entrances) => task::enter_cgroup(entrances),
+            Step::NewNamespaces(kinds) => nacre_sys::clone::unshare(*kinds).map_err(errno),
             Step::Sync(point) => channel::sync(walk.socket, *point),
             Step::JoinNamespace { fd, kind, .. } => {
                 rustix::thread::move_into_link_name_space(taken(fd)?.as_fd(), Some(*kind))
@@ -328,7 +347,7 @@ impl Step {
                 rustix::thread::move_into_thread_name_spaces(taken(pidfd)?.as_fd(), *kinds)
             }
             Step::MappedRoot => task::mapped_root(),
-            Step::NewCgroupNamespace => nacre_sys::clone::unshare(libc::CLONE_NEWCGROUP as u32).map_err(errno),
+            Step::NewCgroupNamespace => nacre_sys::clone::unshare(libc::CLONE_NEWCGROUP as u64).map_err(errno),
             Step::TimeOffsets(offsets) => task::time_offsets(offsets),
             Step::LoopbackUp => task::loopback_up(),
             Step::NewKeyring => task::new_keyring(),

@@ -324,14 +324,23 @@ fn descriptors_are_handed_on_when_asked() {
 #[test]
 fn a_container_whose_maker_was_killed_can_be_removed() {
     let Some(jail) = Jail::new("half", |_| (), "true") else { return };
-    let dir = jail.path("state").join(&jail.id);
-    fs::create_dir_all(&dir).unwrap();
-    fs::copy(jail.path("config.json"), dir.join("config.json")).unwrap();
-    assert_eq!(jail.status(), "stopped");
-    assert!(jail.complaint(&["start", &jail.id]).contains("was never made whole"));
-    assert!(jail.complaint(&["delete", &jail.id]).contains("--force"));
+    jail.create();
+    let file = jail.path("state").join(&jail.id);
+    let whole = fs::read(&file).unwrap();
     jail.ok(&["delete", "--force", &jail.id]);
-    assert!(!dir.exists());
+    let intent = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    // Killed before it had written anything, before it had made the container, and while it wrote what it had made.
+    for length in [0, intent / 2, intent, whole.len() - 10] {
+        fs::write(&file, &whole[..length]).unwrap();
+        if length >= intent {
+            assert_eq!(jail.status(), "stopped");
+        }
+        assert!(!jail.call(&["start", &jail.id]).status.success());
+        assert!(jail.complaint(&["delete", &jail.id]).contains("--force"));
+        jail.ok(&["delete", "--force", &jail.id]);
+        assert!(!file.exists());
+    }
+    assert!(fs::read_dir(jail.path("state")).unwrap().next().is_none());
 }
 
 #[test]

@@ -82,10 +82,14 @@ fn a_hook_that_fails_unmakes_the_container_and_says_why() {
     for point in ["prestart", "createRuntime", "createContainer"] {
         let mut spec = spec("sleep 1000");
         spec["linux"]["cgroupsPath"] = "/nacre-test/hookfail".into();
-        spec["hooks"] = json!({ point: [{ "path": "/bin/sh", "args": ["sh", "-c", "echo no room >&2; exit 3"] }] });
+        spec["hooks"] = json!({
+            point: [{ "path": "/bin/sh", "args": ["sh", "-c", "echo no room >&2; exit 3"] }],
+            "poststop": [hook(&bundle, point, "")],
+        });
         let error = create(&bundle, "hookfail", &spec).unwrap_err().to_string();
         assert_eq!(error, format!("{point} hook /bin/sh: exit code 3: no room"));
         assert_eq!(cgroup(), None);
+        assert!(log(&bundle).ends_with(&format!("{point} \"status\":\"stopped\" red\n")), "{}", log(&bundle));
     }
     for point in ["startContainer", "poststart"] {
         let mut spec = spec("sleep 1000");

@@ -41,7 +41,7 @@ impl Pod {
     pub fn new(hostname: &str) -> io::Result<Pod> {
         let hostname = hostname.to_string();
         let made = thread::Builder::new().name("namespaces".into()).spawn(move || {
-            nacre_sys::clone::unshare((UnshareFlags::NEWIPC | UnshareFlags::NEWUTS).bits())?;
+            nacre_sys::clone::unshare((UnshareFlags::NEWIPC | UnshareFlags::NEWUTS).bits().into())?;
             if !hostname.is_empty() {
                 rustix::system::sethostname(hostname.as_bytes())?;
             }

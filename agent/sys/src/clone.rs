@@ -54,12 +54,12 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnO
     }
 }
 
-/// unshare(2) of the calling thread.
+/// unshare(2) of the calling thread: `namespaces` are `CLONE_NEW…`. Async-signal-safe.
 ///
 /// # Errors
 /// Those of unshare(2).
-pub fn unshare(flags: u32) -> io::Result<()> {
-    // SAFETY: no memory is passed; only CLONE_FILES would endanger descriptors, and it is refused.
-    let result = unsafe { libc::unshare(flags as i32 & !libc::CLONE_FILES) };
+pub fn unshare(namespaces: u64) -> io::Result<()> {
+    // SAFETY: no memory is passed; only CLONE_FILES would endanger descriptors, and it is left out.
+    let result = unsafe { libc::unshare(namespaces as i32 & !libc::CLONE_FILES) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

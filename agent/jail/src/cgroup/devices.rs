@@ -4,7 +4,8 @@
 //! All is forbidden but what a rule of the specification allows, the last one that matches deciding; the default devices and the nodes that
 //! the specification has made are allowed in any case.
 
-use std::fs;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::os::fd::AsFd as _;
 
 use nacre_sys::bpf::{self, Instruction};
@@ -63,10 +64,17 @@ impl Cgroup {
                 Err(Error::Unsupported { property: "linux.resources.devices: no controller \"devices\"".into() })
             };
         };
+        let open = |file: &str| {
+            let open = OpenOptions::new().write(true).open(base.join(file));
+            open.map_err(|source| Error::system(format!("linux.resources.devices: open {file}"), source))
+        };
+        let (mut allow, mut deny) = (open("devices.allow")?, open("devices.deny")?);
         for line in v1_lines(&rules) {
-            let (file, text) = (if line.allow { "devices.allow" } else { "devices.deny" }, line.text());
-            fs::write(base.join(file), &text).map_err(|source| {
-                Error::system(format!("linux.resources.devices: write {text:?} to {file}"), source)
+            let text = line.text();
+            let to = if line.allow { &mut allow } else { &mut deny };
+            to.write_all(text.as_bytes()).map_err(|source| {
+                let act = if line.allow { "allow" } else { "forbid" };
+                Error::system(format!("linux.resources.devices: {act} {text:?}"), source)
             })?;
         }
         Ok(())

@@ -303,7 +303,7 @@ impl Cgroup {
         let path = self
             .file(controller, file)
             .ok_or_else(|| Error::Unsupported { property: format!("{property}: this system has no {file}") })?;
-        std::fs::write(&path, value)
+        super::write_file(&path, value)
             .map_err(|source| Error::system(format!("{property}: write {value:?} to {}", path.display()), source))
     }
 

@@ -5,11 +5,14 @@
 
 mod devices;
 mod limits;
+mod tree;
 mod usage;
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Error as IoError, ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::cgroup::Cgroup as Directory;
 use cgroups_rs::fs::cpuset::CpuSetController;
@@ -18,20 +21,24 @@ use cgroups_rs::fs::hierarchies;
 use cgroups_rs::fs::{Controller as _, Subsystem};
 use oci_spec::runtime::{LinuxDevice, LinuxResources};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::error::Error;
 
-/// How long the kernel may take to end what was killed, or to freeze what runs, in seconds.
-const EVENT_WITHIN_S: i64 = 5;
+/// How long the kernel may take to end what was killed, or to freeze what runs.
+const WITHIN: Duration = Duration::from_secs(5);
 
-/// The same on cgroup v1, in milliseconds.
-const FROZEN_WITHIN_MS: u32 = 5_000;
+/// How often cgroup v1, which has no events, is asked.
+const ASK_EVERY: Duration = Duration::from_millis(1);
 
 /// Where the container's processes are counted.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    /// Its controllers.
     directory: Directory,
+    /// Its directories: one on cgroup v2, one for each hierarchy on v1.
+    directories: Vec<PathBuf>,
 }
 
 /// The path below the hierarchy's root that `cgroups_path` stands for.
@@ -116,27 +123,87 @@ impl Cgroup {
         resources: Option<&LinuxResources>,
         nodes: &[LinuxDevice],
     ) -> Result<Cgroup, Error> {
-        let fail = |act, reason: String| Error::Cgroup { path: path.to_path_buf(), act, reason };
-        let directory = Directory::load(hierarchies::auto(), path);
-        if directory.exists() && !directory.procs().is_empty() {
-            return Err(fail("create", "it exists and has processes".into()));
+        let cgroup = Cgroup::open(path)?;
+        let mut made = Vec::new();
+        let result = cgroup.make(&mut made).and_then(|()| cgroup.limit(resources, nodes));
+        if let Err(error) = result {
+            for directory in made {
+                let _ = tree::remove(directory); // the first error is worth more
+            }
+            return Err(error);
         }
-        directory.create().map_err(|error| fail("create", chain(&error)))?;
-        let cgroup = Cgroup { path: path.to_path_buf(), directory };
-        if !cgroup.directory.v2() {
-            cgroup.inherit_cpuset()?;
-        }
-        if let Some(resources) = resources {
-            cgroup.update(resources)?;
-        }
-        let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-        cgroup.allow_devices(rules, nodes)?;
         Ok(cgroup)
     }
 
-    /// Takes up the cgroup `path` that another process made.
+    /// Takes up the cgroup `path` that another process made, or may have made.
     pub(crate) fn open(path: &Path) -> Result<Cgroup, Error> {
-        Ok(Cgroup { path: path.to_path_buf(), directory: Directory::load(hierarchies::auto(), path) })
+        let directory = Directory::load(hierarchies::auto(), path);
+        let directories = if directory.v2() {
+            vec![Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(path)]
+        } else {
+            // Controllers that are mounted together have one directory.
+            let mut directories: Vec<PathBuf> = Vec::new();
+            for subsystem in directory.subsystems() {
+                let path = subsystem.to_controller().path();
+                if !directories.iter().any(|known| known == path) {
+                    directories.push(path.into());
+                }
+            }
+            directories
+        };
+        Ok(Cgroup { path: path.to_path_buf(), directory, directories })
+    }
+
+    /// Makes the directories, and tells which of them are new.
+    fn make<'a>(&'a self, made: &mut Vec<&'a Path>) -> Result<(), Error> {
+        let v2 = self.directory.v2();
+        if v2 {
+            self.enable_controllers();
+        }
+        for directory in &self.directories {
+            let fail = |source: IoError| Error::system(format!("make the cgroup {}", directory.display()), source);
+            let new = match tree::make(directory) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    fs::create_dir_all(directory.parent().unwrap_or(directory)).map_err(fail)?;
+                    if v2 {
+                        self.enable_controllers();
+                    }
+                    tree::make(directory)
+                }
+                new => new,
+            };
+            if new.map_err(fail)? {
+                made.push(directory);
+            } else if !tree::processes(directory).is_empty() {
+                let (act, reason) = ("create", "it exists and has processes".into());
+                return Err(Error::Cgroup { path: self.path.clone(), act, reason });
+            }
+        }
+        if v2 { Ok(()) } else { self.inherit_cpuset() }
+    }
+
+    /// cgroup v2: hands every controller down to the parent's children. Those that can't be are missing when a limit asks for them.
+    fn enable_controllers(&self) {
+        let root = Path::new(hierarchies::UNIFIED_MOUNTPOINT);
+        let parents: Vec<&Path> = self.path.ancestors().skip(1).collect();
+        for parent in parents.into_iter().rev().map(|parent| root.join(parent)) {
+            let read = |file: &str| fs::read_to_string(parent.join(file)).unwrap_or_default();
+            let enabled = read("cgroup.subtree_control");
+            let there = read("cgroup.controllers");
+            for controller in there.split_ascii_whitespace() {
+                if !enabled.split_ascii_whitespace().any(|known| known == controller) {
+                    let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}")); // see above
+                }
+            }
+        }
+    }
+
+    fn limit(&self, resources: Option<&LinuxResources>, nodes: &[LinuxDevice]) -> Result<(), Error> {
+        if let Some(resources) = resources {
+            self.update(resources)?;
+        }
+        let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
+        self.allow_devices(rules, nodes)
     }
 
     /// The cgroup, below the hierarchy's root.
@@ -179,42 +246,51 @@ impl Cgroup {
             .map_err(|source| Error::system(format!("open {}", path.display()), source))
     }
 
-    /// For cgroup v1: the files to which a process writes `0` to enter, one for each hierarchy.
+    /// For cgroup v1: the files to which a process of one thread writes `0` to enter, one for each hierarchy.
     pub(crate) fn entrances(&self) -> Result<Vec<OwnedFd>, Error> {
         if self.directory.v2() {
             return Ok(Vec::new());
         }
-        let open = |subsystem: &Subsystem| {
-            let path = subsystem.to_controller().path().join("cgroup.procs");
+        let open = |directory: &PathBuf| {
+            let path = directory.join("tasks");
             OpenOptions::new()
                 .write(true)
                 .open(&path)
                 .map(OwnedFd::from)
                 .map_err(|source| Error::system(format!("open {}", path.display()), source))
         };
-        self.directory.subsystems().iter().map(open).collect()
+        self.directories.iter().map(open).collect()
     }
 
     /// cgroup v1 only: a new cpuset has neither processors nor memory nodes, and takes no process until it has.
     fn inherit_cpuset(&self) -> Result<(), Error> {
         let Some(cpuset) = self.directory.controller_of::<CpuSetController>() else { return Ok(()) };
-        let leaf = cpuset.path();
-        let missing: Vec<&Path> = leaf.ancestors().take_while(|dir| reads_empty(&dir.join("cpuset.cpus"))).collect();
-        for dir in missing.into_iter().rev() {
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                let from = dir.parent().unwrap_or(dir).join(file);
-                let to = dir.join(file);
-                fs::read(&from)
-                    .and_then(|value| fs::write(&to, value))
-                    .map_err(|source| Error::system(format!("copy {} to {}", from.display(), to.display()), source))?;
+        let mut missing = Vec::new();
+        let mut values = None;
+        for directory in cpuset.path().ancestors() {
+            let [cpus, mems] = ["cpuset.cpus", "cpuset.mems"].map(|file| read_short(&directory.join(file)));
+            match (cpus, mems) {
+                (Some(cpus), Some(mems)) if !cpus.is_empty() && !mems.is_empty() => {
+                    values = Some([("cpuset.cpus", cpus), ("cpuset.mems", mems)]);
+                    break;
+                }
+                (None, _) | (_, None) => break, // above the hierarchy
+                _ => missing.push(directory),
+            }
+        }
+        for directory in missing.into_iter().rev() {
+            for (file, value) in values.iter().flatten() {
+                let to = directory.join(file);
+                write_file(&to, value)
+                    .map_err(|source| Error::system(format!("write {value:?} to {}", to.display()), source))?;
             }
         }
         Ok(())
     }
 
-    /// Every process in it.
+    /// Every process in it and below it. A process is in the cgroup of the same name in each hierarchy.
     pub(crate) fn pids(&self) -> Vec<i32> {
-        self.directory.procs().into_iter().filter_map(|pid| i32::try_from(pid.pid).ok()).collect()
+        self.directories.first().map(|directory| tree::processes(directory)).unwrap_or_default()
     }
 
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Error> {
@@ -235,11 +311,12 @@ impl Cgroup {
             }
         } else {
             let controller: &FreezerController = self.controller("freezer")?;
-            for _ in 0..FROZEN_WITHIN_MS {
+            let end = Instant::now() + WITHIN;
+            while Instant::now() < end {
                 if self.is_frozen() {
                     return Ok(());
                 }
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                std::thread::sleep(ASK_EVERY);
                 self.set("freeze", controller.freeze())?;
             }
         }
@@ -253,30 +330,36 @@ impl Cgroup {
         if self.directory.v2() && self.directory.kill().is_ok() {
             return;
         }
-        for pid in self.pids() {
-            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL); // it may have ended meanwhile
-            }
+        let pids = self.pids();
+        if pids.is_empty() {
+            return;
+        }
+        for pid in pids.into_iter().filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL); // it may have ended meanwhile
         }
         let _ = self.freeze(false); // cgroup v1: a frozen process dies only once thawed; there may be no freezer
     }
 
-    /// Kills what is in it, waits until it is empty, and removes it.
+    /// Removes it and what is below it. What is in it is killed.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        self.kill();
-        self.wait_until_empty();
-        match self.directory.delete() {
-            Err(error) if self.directory.exists() => {
-                Err(Error::Cgroup { path: self.path.clone(), act: "remove", reason: chain(&error) })
+        let end = Instant::now() + WITHIN;
+        loop {
+            match self.directories.iter().try_for_each(|directory| tree::remove(directory)) {
+                Err(Errno::BUSY) if Instant::now() < end => {}
+                result => {
+                    return result.map_err(|error| Error::Cgroup {
+                        path: self.path.clone(),
+                        act: "remove",
+                        reason: error.to_string(),
+                    });
+                }
             }
-            _ => Ok(()),
-        }
-    }
-
-    /// cgroup v1 has no such event; there rmdir is simply tried.
-    fn wait_until_empty(&self) {
-        if self.directory.v2() {
-            self.wait_for_event("populated 0");
+            self.kill();
+            if self.directory.v2() {
+                self.wait_for_event("populated 0");
+            } else {
+                std::thread::sleep(ASK_EVERY);
+            }
         }
     }
 
@@ -285,7 +368,7 @@ impl Cgroup {
     fn wait_for_event(&self, line: &str) -> bool {
         let path = Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path).join("cgroup.events");
         let Ok(file) = File::open(&path) else { return false };
-        let limit = rustix::time::Timespec { tv_sec: EVENT_WITHIN_S, tv_nsec: 0 };
+        let limit = rustix::time::Timespec { tv_sec: WITHIN.as_secs() as i64, tv_nsec: 0 };
         while !fs::read_to_string(&path).is_ok_and(|events| events.lines().any(|event| event == line)) {
             match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&limit)) {
                 Ok(0) | Err(_) => return false,
@@ -296,8 +379,17 @@ impl Cgroup {
     }
 }
 
-fn reads_empty(path: &Path) -> bool {
-    fs::read(path).is_ok_and(|value| value.trim_ascii().is_empty())
+/// What a file of one line holds, of at most 4095 bytes.
+fn read_short(path: &Path) -> Option<String> {
+    let mut bytes = [0; 4095];
+    let length = File::open(path).ok()?.read(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(bytes.get(..length)?).trim().to_string())
+}
+
+/// Writes to a file that is there. Without O_CREAT and O_TRUNC, which cost a kernel file system time and mean nothing there.
+fn write_file(path: &Path, value: &str) -> Result<(), IoError> {
+    use std::io::Write as _;
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
 /// cgroups-rs keeps the kernel's answer in the source.

@@ -1,68 +1,104 @@
-//! Where containers are remembered: `ROOT/ID/` with the specification as it was read (`config.json`), the container's record once it is
-//! made (`state.json`), and its start gate while it waits (`gate`). To make the directory is to take the name.
+//! Where containers are remembered: the file `ROOT/ID`, and its start gate, the socket `ROOT/.ID`, while the container waits there. To make the file
+//! is to take the name. It holds two JSON values: what is known before there is a container, its specification as it was read among it,
+//! and the container's record, appended when it has been made. Whoever works on a container has the file locked, its maker first of all.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use nacre_jail::{Container, Record};
 use oci_spec::runtime::Spec;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 /// The longest specification that is read.
 const MAX_SPEC: u64 = 16 << 20;
 
-/// The longest record: it holds a compiled filter and a line for each step.
-const MAX_STATE: u64 = 16 << 20;
+/// The longest file of a container: besides the specification its record holds a compiled filter and a line for each step.
+const MAX_REMEMBERED: u64 = MAX_SPEC + (16 << 20);
 
 /// The directory of all containers.
 #[derive(Debug)]
 pub struct Root(PathBuf);
 
-/// What is remembered of a container.
+/// What is known before there is a container.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Saved {
+struct Intent<'a> {
+    bundle: PathBuf,
+    created: String,
+    owner: u32,
+    #[serde(borrow)]
+    spec: &'a RawValue,
+}
+
+/// What is remembered of a container.
+#[derive(Debug)]
+pub struct Remembered {
     pub bundle: PathBuf,
     /// RFC 3339.
     pub created: String,
     /// Whose it is: a user's number.
     pub owner: u32,
-    pub record: Record,
+    pub spec: Spec,
+    /// None of a container that was never made whole.
+    pub record: Option<Record>,
 }
 
-/// One container's directory.
+/// One container's place.
 #[derive(Debug)]
 pub struct Entry {
     id: String,
     path: PathBuf,
 }
 
+/// A container's file, locked as long as it lives.
+#[derive(Debug)]
+pub struct Lock(File);
+
 impl Root {
     pub fn new(path: PathBuf) -> Root {
         Root(path)
     }
 
-    /// Takes the name `id`.
-    pub fn take(&self, id: &str) -> Result<Entry> {
+    /// Takes the name `id` for a container of `bundle`, whose specification was read as `spec`.
+    pub fn take(&self, id: &str, bundle: &Path, spec: &[u8]) -> Result<(Entry, Lock)> {
         let entry = self.entry(id)?;
-        let make = |path: &Path, recursive| DirBuilder::new().mode(0o700).recursive(recursive).create(path);
-        make(&self.0, true).with_context(|| format!("make {}", self.0.display()))?;
-        match make(&entry.path, false) {
+        let act = || format!("make {}", entry.path.display());
+        let make = || OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&entry.path);
+        let made = match make() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let parents = DirBuilder::new().mode(0o700).recursive(true).create(&self.0);
+                parents.with_context(|| format!("make {}", self.0.display()))?;
+                make()
+            }
+            made => made,
+        };
+        let file = match made {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 bail!("container with given ID already exists: {id}")
             }
-            result => result.with_context(|| format!("make {}", entry.path.display()))?,
-        }
-        Ok(entry)
+            made => made.with_context(act)?,
+        };
+        flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(act)?;
+        let intent = Intent {
+            bundle: bundle.into(),
+            created: super::time::now(),
+            owner: rustix::process::geteuid().as_raw(),
+            spec: serde_json::from_slice(spec).context("remember the specification")?,
+        };
+        let lock = Lock(file);
+        lock.append(&intent).with_context(act).inspect_err(|_| drop(entry.remove()))?;
+        Ok((entry, lock))
     }
 
     /// The container `id`, of which something is there.
     pub fn find(&self, id: &str) -> Result<Entry> {
         let entry = self.entry(id)?;
-        if !entry.path.is_dir() {
+        if !entry.path.is_file() {
             bail!("container does not exist: {id}");
         }
         Ok(entry)
@@ -76,7 +112,7 @@ impl Root {
         };
         let mut entries: Vec<Entry> = names
             .filter_map(|name| self.entry(name.ok()?.file_name().to_str()?).ok())
-            .filter(|entry| entry.path.is_dir())
+            .filter(|entry| entry.path.is_file())
             .collect();
         entries.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(entries)
@@ -88,6 +124,19 @@ impl Root {
     }
 }
 
+impl Lock {
+    /// Remembers the container; from now on it is known.
+    pub fn save(&self, record: &Record) -> Result<()> {
+        self.append(record).context("remember the container")
+    }
+
+    fn append(&self, value: &impl Serialize) -> Result<()> {
+        let mut bytes = serde_json::to_vec(value)?;
+        bytes.push(b'\n');
+        Ok((&self.0).write_all(&bytes)?)
+    }
+}
+
 impl Entry {
     pub fn id(&self) -> &str {
         &self.id
@@ -95,62 +144,63 @@ impl Entry {
 
     /// Where the start gate is.
     pub fn gate(&self) -> PathBuf {
-        self.path.join("gate")
+        self.path.with_file_name(format!(".{}", self.id))
     }
 
-    /// Nobody else works on the container while the file lives.
-    pub fn lock(&self) -> Result<File> {
-        let directory = File::open(&self.path).with_context(|| format!("open {}", self.path.display()))?;
-        let locked = rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive);
-        locked.with_context(|| format!("lock {}", self.path.display()))?;
-        Ok(directory)
-    }
-
-    /// Remembers the specification.
-    pub fn save_spec(&self, bytes: &[u8]) -> Result<()> {
-        let path = self.path.join("config.json");
-        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))
-    }
-
-    /// Remembers the container; from now on it is known.
-    pub fn save(&self, saved: &Saved) -> Result<()> {
-        let bytes = serde_json::to_vec(saved).context("write the container's record")?;
-        replace(&self.path.join("state.json"), &bytes)
-    }
-
-    /// What is remembered; `None` of a container that was never made whole.
-    pub fn load(&self) -> Result<Option<Saved>> {
-        let path = self.path.join("state.json");
-        if !path.exists() {
-            return Ok(None);
+    /// Waits until nobody else works on the container.
+    pub fn lock(&self) -> Result<Lock> {
+        let act = || format!("lock {}", self.path.display());
+        let file = File::open(&self.path).with_context(act)?;
+        flock(&file, FlockOperation::LockExclusive).with_context(act)?;
+        if file.metadata().with_context(act)?.nlink() == 0 {
+            bail!("container does not exist: {}", self.id);
         }
-        let bytes = read(&path, MAX_STATE)?;
-        serde_json::from_slice(&bytes).map(Some).with_context(|| format!("parse {}", path.display()))
+        Ok(Lock(file))
     }
 
-    /// The specification with which it was made.
-    pub fn spec(&self) -> Result<Spec> {
-        read_spec(&self.path.join("config.json")).map(|(spec, _)| spec)
+    /// Whether somebody makes or changes it just now.
+    pub fn is_locked(&self) -> bool {
+        let locked = |file: File| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+        File::open(&self.path).is_ok_and(locked)
+    }
+
+    /// What is remembered.
+    pub fn load(&self) -> Result<Remembered> {
+        let act = || format!("parse {}", self.path.display());
+        let bytes = read(&self.path, MAX_REMEMBERED)?;
+        let mut values = serde_json::Deserializer::from_slice(&bytes);
+        let intent = Intent::deserialize(&mut values).with_context(act)?;
+        let spec = serde_json::from_str(intent.spec.get()).with_context(act)?;
+        let record = match Record::deserialize(&mut values) {
+            // Its maker was killed before it had written all of it.
+            Err(error) if error.is_eof() => None,
+            record => Some(record.with_context(act)?),
+        };
+        let Intent { bundle, created, owner, .. } = intent;
+        Ok(Remembered { bundle, created, owner, spec, record })
     }
 
     /// The container itself.
-    pub fn open(&self) -> Result<(Container, Saved, Spec)> {
-        let saved = self.load()?.with_context(|| {
+    pub fn open(&self) -> Result<(Container, Remembered)> {
+        let mut remembered = self.load()?;
+        let record = remembered.record.take().with_context(|| {
             format!("container {} was never made whole; `nacre-jail delete --force {}` removes it", self.id, self.id)
         })?;
-        let spec = self.spec()?;
-        let container = Container::open(&self.id, saved.record.clone(), &spec, &saved.bundle)?;
-        Ok((container, saved, spec))
+        let container = Container::open(&self.id, record, &remembered.spec, &remembered.bundle)?;
+        Ok((container, remembered))
     }
 
     /// Forgets it.
     pub fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", self.path.display()))
+        for path in [self.gate(), self.path.clone()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", path.display()));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 

@@ -12,12 +12,12 @@ use super::signals::Signals;
 use super::{foreground, lifecycle, process_spec};
 
 pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
-    let (container, _, spec) = root.find(&args.id)?.open()?;
+    let (container, remembered) = root.find(&args.id)?.open()?;
     let process = match container.status()? {
         Status::Paused if !args.ignore_paused => {
             Err(anyhow::anyhow!("cannot exec in a paused container (use --ignore-paused to override)"))
         }
-        Status::Running | Status::Paused => process_spec::of(args, &spec),
+        Status::Running | Status::Paused => process_spec::of(args, &remembered.spec),
         status => Err(anyhow::anyhow!("cannot exec in a container that is {status}, not running")),
     };
     let result = process.and_then(|process| {

@@ -9,9 +9,9 @@ use oci_spec::runtime::Spec;
 
 use super::args::{Create, Kill, Run};
 use super::console::{self, Terminal};
-use super::directory::{self, Entry, Root, Saved};
+use super::directory::{self, Entry, Root};
 use super::signals::{self, Signals};
-use super::{foreground, time};
+use super::foreground;
 
 /// How the start gate of a new container is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,20 +53,18 @@ fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Conta
     if args.no_pivot {
         plan = plan.no_pivot();
     }
-    let entry = root.take(&args.id)?;
+    let (entry, lock) = root.take(&args.id, &bundle, &bytes)?;
     let mut making = Making { entry: &entry, kept: false };
-    if start == Start::Later {
-        plan = plan.gate(&entry.gate());
-    }
-    entry.save_spec(&bytes)?;
     let io = if wanted { Io::Terminal { size: None } } else { Io::Inherit };
-    let container = Container::create(plan, io)?;
+    let container = match start {
+        Start::Later => Container::create(plan.gate(&entry.gate()), io)?,
+        Start::Now => Container::run(plan, io)?,
+    };
     if let Terminal::Socket(socket) = terminal {
         let master = container.init().take_terminal().context("the process has no terminal")?;
         console::send(socket, master.as_fd())?;
     }
-    let owner = rustix::process::geteuid().as_raw();
-    entry.save(&Saved { bundle, created: time::now(), owner, record: container.record()? })?;
+    lock.save(&container.record()?)?;
     if let Some(path) = &args.pid_file {
         write_pid(path, container.init().pid())?;
     }
@@ -106,7 +104,7 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
 pub fn start(root: &Root, id: &str) -> Result<()> {
     let entry = root.find(id)?;
     let _lock = entry.lock()?;
-    let (container, ..) = entry.open()?;
+    let (container, _) = entry.open()?;
     let result = match container.status()? {
         Status::Created => container.start().map_err(Into::into),
         Status::Stopped => Err(anyhow::anyhow!("cannot start a container that has stopped")),
@@ -119,11 +117,6 @@ pub fn start(root: &Root, id: &str) -> Result<()> {
 pub fn run(root: &Root, args: &Run) -> Result<u8> {
     let listening = if args.detach { None } else { Some(Signals::listen()?) };
     let (container, entry) = make(root, &args.create, Start::Now, args.detach)?;
-    let started = container.start();
-    if let Err(error) = started {
-        let _ = delete_made(container, &entry); // the first error is worth more
-        return Err(error.into());
-    }
     let Some(signals) = listening else {
         container.leave();
         return Ok(0);
@@ -197,17 +190,21 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         Err(_) if force && nacre_jail::check_id(id).is_ok() => return Ok(()),
         entry => entry?,
     };
-    let _lock = entry.lock()?;
-    if entry.load()?.is_none() {
+    let _lock = match entry.lock() {
+        Err(_) if force && root.find(id).is_err() => return Ok(()), // somebody else was faster
+        lock => lock?,
+    };
+    let remembered = entry.load();
+    if !remembered.as_ref().is_ok_and(|remembered| remembered.record.is_some()) {
         if !force {
             bail!("container {id} was never made whole; --force removes what there is of it");
         }
-        if let Ok(spec) = entry.spec() {
-            Container::remove_remains(id, &spec)?;
+        if let Ok(remembered) = remembered {
+            Container::remove_remains(id, &remembered.spec)?;
         }
         return entry.remove();
     }
-    let (container, ..) = entry.open()?;
+    let (container, _) = entry.open()?;
     let status = container.status()?;
     if status != Status::Stopped && !force {
         container.leave();

@@ -15,7 +15,6 @@ mod time;
 mod update;
 
 use std::io::Write as _;
-use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser as _};
@@ -23,31 +22,28 @@ use clap::{CommandFactory as _, Parser as _};
 use args::{Args, Command};
 use directory::Root;
 
-/// Runs the command line.
-pub fn main() -> ExitCode {
-    // Before anything else: what is done until then is done twice.
-    let makes_processes = |arg: std::ffi::OsString| matches!(arg.to_str(), Some("create" | "run" | "start" | "exec"));
-    if std::env::args_os().any(makes_processes)
-        && let Err(error) = nacre_jail::protect_own_program()
-    {
-        let _ = writeln!(std::io::stderr(), "nacre-jail: {error}"); // there is nobody else to tell
-        return ExitCode::FAILURE;
+/// Runs the command line; returns its exit code.
+pub fn main() -> u8 {
+    let _ = rustix::thread::set_name(c"nacre-jail"); // and not what the descriptor is called from which it started again
+    if let Some(error) = nacre_sys::early::failure() {
+        let _ = writeln!(std::io::stderr(), "nacre-jail: start again from a read-only mount: {error}"); // there is nobody else to tell
+        return 1;
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
             let failed = error.use_stderr();
             let _ = error.print(); // who closed the stream does not want it
-            return if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return failed.into();
         }
     };
     match dispatch(&args) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             let text = describe(&error);
             log::error(&args, &text);
             let _ = writeln!(std::io::stderr(), "nacre-jail: {text}"); // there is nobody else to tell
-            ExitCode::from(failure(&args.command, &error))
+            failure(&args.command, &error)
         }
     }
 }
@@ -76,7 +72,7 @@ fn failure(command: &Command, error: &anyhow::Error) -> u8 {
 
 fn dispatch(args: &Args) -> Result<u8> {
     let root = Root::new(args.root.clone());
-    nacre_jail::keep_filters_in(&args.root.join(".filters"));
+    nacre_jail::keep_filters_in(&args.root.join("+filters")); // which is no container's name
     match &args.command {
         Command::Create(create) => lifecycle::create(&root, create)?,
         Command::Run(run) => return lifecycle::run(&root, run),

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Map, Value, json};
 
 use super::args::{Events, Format, List};
-use super::directory::{Entry, Root};
+use super::directory::{Entry, Remembered, Root};
 
 /// Prints one line, or reports that nobody reads it.
 fn print(line: &str) -> Result<()> {
@@ -22,19 +22,23 @@ fn print_pretty(value: &Value) -> Result<()> {
 
 /// The state of the specification, with what runc adds to it.
 fn state_of(entry: &Entry) -> Result<Value> {
-    let Some(saved) = entry.load()? else {
-        return Ok(json!({ "ociVersion": "1.2.0", "id": entry.id(), "pid": 0, "status": "stopped", "bundle": "" }));
+    let Remembered { bundle, created, owner, spec, record } = entry.load()?;
+    let (status, pid) = match record {
+        None if entry.is_locked() => ("creating".into(), 0),
+        None => (Status::Stopped.to_string(), 0),
+        Some(record) => {
+            let pid = record.pid();
+            let container = Container::open(entry.id(), record, &spec, &bundle)?;
+            let status = container.status();
+            container.leave();
+            let status = status?;
+            (status.to_string(), if status == Status::Stopped { 0 } else { pid })
+        }
     };
-    let spec = entry.spec()?;
-    let container = Container::open(entry.id(), saved.record.clone(), &spec, &saved.bundle)?;
-    let status = container.status();
-    container.leave();
-    let status = status?;
-    let pid = if status == Status::Stopped { 0 } else { saved.record.pid() };
-    let rootfs = spec.root().as_ref().map(|root| saved.bundle.join(root.path()));
+    let rootfs = spec.root().as_ref().map(|root| bundle.join(root.path()));
     Ok(json!({
-        "ociVersion": spec.version(), "id": entry.id(), "pid": pid, "status": status.to_string(), "bundle": saved.bundle,
-        "rootfs": rootfs, "created": saved.created, "annotations": spec.annotations(), "owner": saved.owner.to_string(),
+        "ociVersion": spec.version(), "id": entry.id(), "pid": pid, "status": status, "bundle": bundle,
+        "rootfs": rootfs, "created": created, "annotations": spec.annotations(), "owner": owner.to_string(),
     }))
 }
 

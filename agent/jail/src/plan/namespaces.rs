@@ -44,16 +44,18 @@ fn lines(property: &str, mappings: &[LinuxIdMapping]) -> Result<String, Error> {
 /// The namespaces of a container.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
-    /// `CLONE_NEW…` of those in which the first process is born.
-    pub(crate) new: u64,
+    /// `CLONE_NEW…` of those in which the first process is born: there is no other way into them.
+    pub(crate) born: u64,
+    /// `CLONE_NEW…` of those that it makes itself, while its parent goes on with something else.
+    made: u64,
     /// An existing user namespace.
     pub(crate) user: Option<OwnedFd>,
     /// An existing PID namespace.
     pub(crate) pid: Option<OwnedFd>,
     /// The steps that join other existing ones.
-    pub(crate) joined: Vec<Step>,
-    /// The steps that make and furnish those into which one is not born.
-    pub(crate) steps: Vec<Step>,
+    joined: Vec<Step>,
+    /// The steps that furnish new ones.
+    steps: Vec<Step>,
     /// Those that wait until the process is in its cgroup.
     pub(crate) in_cgroup: Vec<Step>,
     /// What a process that joins the container later enters.
@@ -93,7 +95,8 @@ fn kind_of(namespace: LinuxNamespaceType) -> (LinkNameSpaceType, ThreadNameSpace
 impl Namespaces {
     pub(super) fn new(linux: &Linux) -> Result<Namespaces, Error> {
         let mut taken = Namespaces {
-            new: 0,
+            born: 0,
+            made: 0,
             user: None,
             pid: None,
             joined: Vec::new(),
@@ -168,13 +171,23 @@ impl Namespaces {
                 self.steps.push(Step::TimeOffsets(offsets.cloned().unwrap_or_default()));
                 return Ok(());
             }
+            LinuxNamespaceType::Pid | LinuxNamespaceType::User => {
+                self.born |= u64::from(flag.bits());
+                return Ok(());
+            }
             LinuxNamespaceType::Network => self.steps.push(Step::LoopbackUp),
             LinuxNamespaceType::Mount => self.own_mounts = true,
             LinuxNamespaceType::Uts => self.has_own_names = true,
-            _ => {}
+            LinuxNamespaceType::Ipc => {}
         }
-        self.new |= u64::from(flag.bits());
+        self.made |= u64::from(flag.bits());
         Ok(())
+    }
+
+    /// Makes those that are made, joins those that exist, and furnishes them.
+    pub(super) fn into_steps(self) -> impl Iterator<Item = Step> {
+        let made = (self.made != 0).then_some(Step::NewNamespaces(self.made));
+        made.into_iter().chain(self.joined).chain(self.steps)
     }
 
     fn map(&mut self, linux: &Linux) -> Result<(), Error> {

@@ -27,9 +27,15 @@ pub(super) fn mapped_root() -> Result<(), Errno> {
     nacre_sys::process::hide().map_err(errno) // a change of user makes a process visible again
 }
 
+/// cgroup v1. A thread that moves itself (`0`) need not wait, as one process that moves another does, until no processor is in the middle of a
+/// fork or an exit.
+pub(super) fn enter_cgroup(entrances: &mut Vec<OwnedFd>) -> Result<(), Errno> {
+    entrances.drain(..).try_for_each(|entrance| rustix::io::write(&entrance, b"0").map(drop))
+}
+
 /// A new time namespace. The process itself enters it with its program (time_namespaces(7), Linux 6.1).
 pub(super) fn time_offsets(offsets: &CStr) -> Result<(), Errno> {
-    nacre_sys::clone::unshare(libc::CLONE_NEWTIME as u32).map_err(errno)?;
+    nacre_sys::clone::unshare(libc::CLONE_NEWTIME as u64).map_err(errno)?;
     if offsets.is_empty() { Ok(()) } else { write_file(c"/proc/self/timens_offsets", offsets) }
 }
 
