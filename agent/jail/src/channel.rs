@@ -19,6 +19,8 @@ use rustix::net::{
 pub(crate) enum Point {
     /// The parent writes the mappings of its user namespace.
     Mapped,
+    /// The parent hands over the files by which it enters its cgroups (cgroup v1).
+    Entrances,
     /// The parent sets its resource limits: root of a user namespace can't raise them.
     Limits,
     /// The parent runs the hooks that come before the root is entered.
@@ -45,6 +47,9 @@ pub(crate) enum Message {
 /// The answer: go on.
 const GO: u8 = 1;
 
+/// The most descriptors that come with an answer: Linux has fourteen controllers, and systemd a hierarchy of its own.
+const MOST_HANDED_OVER: usize = 32;
+
 /// The longest message.
 const LONGEST: usize = 9;
 
@@ -65,6 +70,7 @@ impl Message {
             Message::Sync(Point::Limits) => (6, 1),
             Message::Sync(Point::BeforeRoot) => (7, 1),
             Message::Sync(Point::BeforeProgram) => (8, 1),
+            Message::Sync(Point::Entrances) => (9, 1),
         };
         if let Some(first) = bytes.first_mut() {
             *first = kind;
@@ -84,6 +90,7 @@ impl Message {
             [6] => Message::Sync(Point::Limits),
             [7] => Message::Sync(Point::BeforeRoot),
             [8] => Message::Sync(Point::BeforeProgram),
+            [9] => Message::Sync(Point::Entrances),
             _ => return None,
         })
     }
@@ -130,15 +137,44 @@ pub(crate) fn sync(socket: BorrowedFd<'_>, point: Point) -> Result<(), Errno> {
     if told_to_go(socket) { Ok(()) } else { Err(Errno::CANCELED) }
 }
 
+/// Waits at `point` until the parent says go, and does `act` with each descriptor that comes along; there must be one.
+pub(crate) fn sync_for_each(
+    socket: BorrowedFd<'_>,
+    point: Point,
+    mut act: impl FnMut(OwnedFd) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    send(socket, Message::Sync(point), None)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_HANDED_OVER))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received =
+        retry(|| recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
+    if received.bytes != 1 {
+        return Err(Errno::CANCELED);
+    }
+    let mut result = Err(Errno::BADF);
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+            result = fds.try_for_each(&mut act);
+        }
+    }
+    result
+}
+
 /// Waits for the parent's go; false when it hangs up instead.
 pub(crate) fn told_to_go(socket: BorrowedFd<'_>) -> bool {
     let mut byte = [0];
     retry(|| rustix::net::recv(socket, &mut byte[..], RecvFlags::empty())).is_ok_and(|(length, _)| length == 1)
 }
 
-/// Tells a child to go on.
-pub(crate) fn go(socket: impl AsFd) -> Result<(), Errno> {
-    retry(|| rustix::net::send(&socket, &[GO], SendFlags::NOSIGNAL)).map(drop)
+/// Tells a child to go on, with what it waits for.
+pub(crate) fn go(socket: impl AsFd, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_HANDED_OVER))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOMANYREFS);
+    }
+    retry(|| sendmsg(&socket, &[IoSlice::new(&[GO])], &mut ancillary, SendFlags::NOSIGNAL)).map(drop)
 }
 
 /// Waits for a child's next message, at most `patience` long.
@@ -176,13 +212,13 @@ mod tests {
 
     #[test]
     fn every_message_comes_back_as_it_was() {
-        let points = [Point::Mapped, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
+        let points = [Point::Mapped, Point::Entrances, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
         let others = [Message::Ready, Message::Listener, Message::Born, Message::Failed(7, -1)];
         for message in points.map(Message::Sync).into_iter().chain(others) {
             let (bytes, length) = message.encode();
             assert_eq!(Message::decode(&bytes[..length]), Some(message));
         }
-        assert_eq!(Message::decode(&[9]), None);
+        assert_eq!(Message::decode(&[10]), None);
         assert_eq!(Message::decode(&[1, 1]), None);
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use nacre_sys::clone::Cloned;
-use oci_spec::runtime::{self, ContainerState};
+use oci_spec::runtime::{self, ContainerState, LinuxDevice, LinuxResources};
 use rustix::process::Pid;
 
 use crate::Io;
@@ -31,7 +31,7 @@ pub struct Container {
     hooks: Hooks,
     gate: Option<PathBuf>,
     process: runtime::Process,
-    devices: Vec<runtime::LinuxDevice>,
+    devices: Vec<LinuxDevice>,
     strays: Strays,
 }
 
@@ -59,21 +59,40 @@ impl fmt::Display for Status {
     }
 }
 
-/// A cgroup that goes with its owner.
+/// A cgroup that goes with its owner, if it is its owner's.
 #[derive(Debug)]
-struct Owned(Option<Cgroup>);
+struct Owned {
+    cgroup: Option<Cgroup>,
+    ours: bool,
+}
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        if let Some(cgroup) = self.0.take() {
+        if let Some(cgroup) = self.cgroup.take().filter(|_| self.ours) {
             let _ = cgroup.remove(); // `Container::delete` is the way to hear of it
         }
     }
 }
 
 impl Owned {
+    /// The cgroup `path`, which is somebody else's or nobody's.
+    fn at(path: &Path) -> Owned {
+        Owned { cgroup: Some(Cgroup::at(path)), ours: false }
+    }
+
+    /// The cgroup `path` that another process made for the same container.
+    fn taken_over(path: &Path) -> Owned {
+        Owned { cgroup: Some(Cgroup::at(path)), ours: true }
+    }
+
+    fn create(&mut self, resources: Option<&LinuxResources>, devices: &[LinuxDevice]) -> Result<(), Error> {
+        self.get()?.create(resources, devices)?;
+        self.ours = true;
+        Ok(())
+    }
+
     fn get(&self) -> Result<&Cgroup, Error> {
-        self.0.as_ref().ok_or(Error::State("deleted"))
+        self.cgroup.as_ref().ok_or(Error::State("deleted"))
     }
 }
 
@@ -103,20 +122,33 @@ impl Container {
     }
 
     fn make(plan: Plan, io: Io, start: Start) -> Result<Container, Error> {
-        let cgroup = Owned(Some(Cgroup::create(&plan.cgroup, plan.resources.as_ref(), &plan.devices)?));
+        let (resources, devices) = (plan.resources.clone(), plan.devices.clone());
         let interior = plan.interior();
         let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
-        let devices = plan.devices.clone();
         let stewardship = plan.stewardship()?;
+        let mut cgroup = Owned::at(&plan.cgroup);
+        // cgroup v2 must be there when the child is born in it. v1 is made while the child makes its namespaces, unless it is to be seen there.
+        let first = plan.shows_cgroup || cgroup.get()?.is_unified();
+        if first {
+            cgroup.create(resources.as_ref(), &devices)?;
+        }
         let mut launch = plan.launch(cgroup.get()?, io, start)?;
         prepare::prepare(&mut launch.steps)?;
-        let serve = &mut |event, child: &Cloned| match event {
-            Event::At(Point::BeforeRoot) => before_root(&hooks, child, &interior),
-            Event::At(Point::BeforeProgram) => before_program(&hooks, &process, &target(child, &interior), cgroup.get()?),
-            Event::At(point) => serve_user_namespace(point, &stewardship, child.pid),
-            Event::Listener(fd) => {
-                hand_on(&interior.confinement, &hooks, ContainerState::Creating, child.pid, &fd)
+        let serve = &mut |event, child: &Cloned| {
+            match event {
+                Event::Born if first => Ok(()),
+                Event::Born => cgroup.create(resources.as_ref(), &devices),
+                Event::At(Point::Entrances) => return cgroup.get()?.entrances(),
+                Event::At(Point::BeforeRoot) => before_root(&hooks, child, &interior),
+                Event::At(Point::BeforeProgram) => {
+                    before_program(&hooks, &process, &target(child, &interior), cgroup.get()?)
+                }
+                Event::At(point) => serve_user_namespace(point, &stewardship, child.pid),
+                Event::Listener(fd) => {
+                    hand_on(&interior.confinement, &hooks, ContainerState::Creating, child.pid, &fd)
+                }
             }
+            .map(|()| Vec::new())
         };
         let init = match launch.spawn(serve) {
             Ok(spawned) => Process::new(spawned),
@@ -144,7 +176,7 @@ impl Container {
         };
         Ok(Container {
             init: Process::open(record.pid, record.start_time, gate)?,
-            cgroup: Owned(Some(Cgroup::open(&record.cgroup)?)),
+            cgroup: Owned::taken_over(&record.cgroup),
             interior: record.interior()?,
             hooks: Hooks::new(id, spec, bundle)?,
             gate: record.gate,
@@ -160,7 +192,7 @@ impl Container {
     /// A specification that names no cgroup of a container's, or a cgroup that can't be removed.
     pub fn remove_remains(id: &str, spec: &runtime::Spec) -> Result<(), Error> {
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-        Cgroup::open(&cgroup::path_of(id, cgroups_path)?)?.remove()
+        Cgroup::at(&cgroup::path_of(id, cgroups_path)?).remove()
     }
 
     /// What another process needs for [`Container::open`].
@@ -174,6 +206,7 @@ impl Container {
             cgroup: self.cgroup.get()?.path().to_path_buf(),
             namespaces: self.interior.namespaces.bits(),
             own_pid_namespace: self.interior.own_pid_namespace,
+            leads_pid_namespace: self.interior.leads_pid_namespace,
             own_mount_namespace: self.interior.own_mount_namespace,
             gate: self.gate.clone(),
             steps: self.init.gate_names(),
@@ -185,9 +218,7 @@ impl Container {
     /// Lets go of the container without ending it.
     pub fn leave(mut self) {
         self.init.let_go();
-        if let Some(cgroup) = self.cgroup.0.take() {
-            drop(cgroup);
-        }
+        self.cgroup.ours = false;
     }
 
     /// Opens the start gate. Returns once the program runs. Hooks: `startContainer`, `poststart`; if one fails, the container is stopped.
@@ -195,11 +226,14 @@ impl Container {
     /// # Errors
     /// [`Error::State`] on a second call, [`Error::Program`] when the program can't be executed after all, [`Error::Hook`].
     pub fn start(&self) -> Result<(), Error> {
-        let serve = &mut |event, child: &Cloned| match event {
-            Event::At(_) => before_program(&self.hooks, &self.process, &target(child, &self.interior), self.cgroup.get()?),
-            Event::Listener(fd) => {
-                hand_on(&self.interior.confinement, &self.hooks, ContainerState::Created, child.pid, &fd)
+        let serve = &mut |event, child: &Cloned| {
+            match event {
+                Event::Listener(fd) => {
+                    hand_on(&self.interior.confinement, &self.hooks, ContainerState::Created, child.pid, &fd)
+                }
+                _ => before_program(&self.hooks, &self.process, &target(child, &self.interior), self.cgroup.get()?),
             }
+            .map(|()| Vec::new())
         };
         let started = self.init.start(serve);
         if let Some(gate) = self.gate.as_ref().filter(|_| !self.init.is_waiting()) {
@@ -250,10 +284,12 @@ impl Container {
         let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
         let launch = plan::exec(process, &target, self.cgroup.get()?, io, descriptors)?;
         let serve = &mut |event, child: &Cloned| match event {
-            Event::At(_) => Ok(()),
+            Event::At(Point::Entrances) => self.cgroup.get()?.entrances(),
             Event::Listener(fd) => {
                 hand_on(&self.interior.confinement, &self.hooks, ContainerState::Running, child.pid, &fd)
+                    .map(|()| Vec::new())
             }
+            _ => Ok(Vec::new()),
         };
         Ok(Process::new(launch.spawn(serve)?).stray_to(&self.strays))
     }
@@ -308,7 +344,7 @@ impl Container {
     ///
     /// # Errors
     /// A controller that the system does not have, or a value that the kernel refuses.
-    pub fn update(&self, resources: &runtime::LinuxResources) -> Result<(), Error> {
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
         let cgroup = self.cgroup.get()?;
         cgroup.update(resources)?;
         match resources.devices().as_deref() {
@@ -337,9 +373,11 @@ impl Container {
     /// # Errors
     /// A cgroup that can't be removed; [`Error::Hook`], after the container is gone.
     pub fn delete(mut self) -> Result<(), Error> {
-        let Some(cgroup) = self.cgroup.0.take() else { return Ok(()) };
-        let _ = self.init.signal(libc::SIGKILL); // it may have ended
-        cgroup.kill();
+        let Some(cgroup) = self.cgroup.cgroup.take() else { return Ok(()) };
+        if !(self.interior.leads_pid_namespace && self.init.has_ended()?) {
+            let _ = self.init.signal(libc::SIGKILL); // it may have ended
+            cgroup.kill();
+        }
         self.reap_strays();
         self.init.wait_for_death()?;
         cgroup.remove()?;
@@ -352,7 +390,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if self.cgroup.0.is_some() {
+        if self.cgroup.ours && self.cgroup.cgroup.is_some() {
             let _ = self.init.signal(libc::SIGKILL); // as in delete
             if let Ok(cgroup) = self.cgroup.get() {
                 cgroup.kill();
@@ -425,7 +463,11 @@ fn before_program(
             plan::exec(&process, target, cgroup, Io::Pipes { stdin, stdout, stderr }, 0)
         };
         let told = hook::told(&hooks.state, ContainerState::Created, target.pid)?;
-        hook::run_one("startContainer", hook, launch, &told)?;
+        let serve = &mut |event, _: &Cloned| match event {
+            Event::At(Point::Entrances) => cgroup.entrances(),
+            _ => Ok(Vec::new()),
+        };
+        hook::run_one("startContainer", hook, launch, serve, &told)?;
     }
     Ok(())
 }

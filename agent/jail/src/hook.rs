@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::error::Error;
-use crate::launch::{Launch, Start};
+use crate::launch::{Launch, Serve, Start};
 use crate::plan::Hook;
 use crate::process::Process;
 use crate::step::Step;
@@ -46,7 +46,7 @@ pub(crate) fn run(
     place: Place<'_>,
 ) -> Result<(), Error> {
     for hook in hooks {
-        run_one(point, hook, |io| launch(hook, place, io), &told(state, status, pid)?)?;
+        run_one(point, hook, |io| launch(hook, place, io), &mut |_, _| Ok(Vec::new()), &told(state, status, pid)?)?;
     }
     Ok(())
 }
@@ -62,11 +62,12 @@ pub(crate) fn told(state: &State, status: ContainerState, pid: i32) -> Result<Ve
         .map_err(|error| Error::system("write the container's state", std::io::Error::from(error)))
 }
 
-/// Runs one hook, which `launch` lays out around its streams.
+/// Runs one hook, which `launch` lays out around its streams; it is served by `serve` on its way.
 pub(crate) fn run_one(
     point: &'static str,
     hook: &Hook,
     launch: impl FnOnce([OwnedFd; 3]) -> Result<Launch, Error>,
+    serve: Serve<'_>,
     told: &[u8],
 ) -> Result<(), Error> {
     let fail = |reason: String| Error::Hook { point, path: hook.path.to_string_lossy().into_owned(), reason };
@@ -83,7 +84,7 @@ pub(crate) fn run_one(
     let _ = rustix::fs::fcntl_add_seals(&stdin, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK);
     let null = rustix::fs::open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(system)?;
     let stderr = rustix::io::fcntl_dupfd_cloexec(&complaints, 3).map_err(system)?;
-    let spawned = launch([stdin, null, stderr])?.spawn(&mut |_, _| Ok(())).map_err(|error| fail(error.to_string()))?;
+    let spawned = launch([stdin, null, stderr])?.spawn(serve).map_err(|error| fail(error.to_string()))?;
     let process = Process::new(spawned);
     match wait(&process, hook.timeout) {
         Ok(Some(0)) => Ok(()),

@@ -61,15 +61,19 @@ pub(crate) enum Start {
     AtGate(OwnedFd, PathBuf),
 }
 
-/// What a child waits for, or hands over.
+/// What a parent is asked for.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// The child has been born, and goes its way beside what the parent does now.
+    Born,
+    /// It waits.
     At(Point),
+    /// It hands its listener on.
     Listener(OwnedFd),
 }
 
-/// Who serves a child's events.
-pub(crate) type Serve<'a> = &'a mut dyn FnMut(Event, &Cloned) -> Result<(), Error>;
+/// Who serves a child's events, with the descriptors that it waits for.
+pub(crate) type Serve<'a> = &'a mut dyn FnMut(Event, &Cloned) -> Result<Vec<OwnedFd>, Error>;
 
 /// A child that is set up, and its start gate, if it waits there.
 #[derive(Debug)]
@@ -115,7 +119,8 @@ impl Launch {
         self.steps.iter_mut().for_each(Step::release);
         let start = std::mem::replace(&mut self.start, Start::WhenTold);
         let steps = Names::Launch(Box::new(self));
-        let ready = steps.until_ready(&ours, &cloned, serve).and_then(|master| {
+        let born = serve(Event::Born, &cloned);
+        let ready = born.and_then(|_| steps.until_ready(&ours, &cloned, serve)).and_then(|master| {
             let gate = match start {
                 Start::AtOnce => {
                     steps.until_executed(&ours, &cloned, serve)?;
@@ -372,7 +377,7 @@ impl Gate {
             Way::Socket(socket) => socket,
             Way::Name(name) => connect(&name)?,
         };
-        channel::go(&socket).map_err(|_| Error::Ended)?;
+        channel::go(&socket, &[]).map_err(|_| Error::Ended)?;
         self.steps.until_executed(&socket, child, serve)
     }
 }
@@ -415,10 +420,13 @@ impl Names {
                 .map_err(|error| Error::system("hear from a process that is being set up", error))?;
             match heard {
                 Heard::Message(Message::Sync(point), _) => {
-                    serve(Event::At(point), child)?;
-                    channel::go(socket).map_err(|_| Error::Ended)?;
+                    let wanted = serve(Event::At(point), child)?;
+                    let wanted: Vec<BorrowedFd<'_>> = wanted.iter().map(AsFd::as_fd).collect();
+                    channel::go(socket, &wanted).map_err(|_| Error::Ended)?;
                 }
-                Heard::Message(Message::Listener, Some(listener)) => serve(Event::Listener(listener), child)?,
+                Heard::Message(Message::Listener, Some(listener)) => {
+                    serve(Event::Listener(listener), child)?;
+                }
                 Heard::Message(Message::Failed(step, errno), _) => return Err(self.error(step, errno)),
                 Heard::Message(message, fd) => return Ok(Some((message, fd))),
                 Heard::Closed => return Ok(None),

@@ -39,6 +39,8 @@ pub(crate) struct Interior {
     /// The kinds of namespaces that it enters.
     pub(crate) namespaces: ThreadNameSpaceType,
     pub(crate) own_pid_namespace: bool,
+    /// Whether its first process is the first of a PID namespace: with it, all others end.
+    pub(crate) leads_pid_namespace: bool,
     pub(crate) own_mount_namespace: bool,
     pub(crate) confinement: Confinement,
 }
@@ -60,6 +62,8 @@ pub struct Plan {
     pub(crate) hooks: Hooks,
     pub(crate) confinement: Confinement,
     pub(crate) gate: Option<PathBuf>,
+    /// Whether a mount shows the container its cgroup.
+    pub(crate) shows_cgroup: bool,
     before_root: Vec<Step>,
     inside_root: Vec<Step>,
     after_root: Vec<Step>,
@@ -100,6 +104,7 @@ impl Plan {
                 personality: linux.personality().as_ref().map(process::personality).transpose()?,
             },
             gate: None,
+            shows_cgroup: false,
             before_root: Vec::new(),
             inside_root: Vec::new(),
             after_root: Vec::new(),
@@ -178,6 +183,7 @@ impl Plan {
             label: process::mount_label(linux)?,
         };
         self.inside_root = mounts::lay_out(asked, &context)?;
+        self.shows_cgroup = asked.iter().any(mounts::is_cgroup);
         let nodes = linux.devices().as_deref().unwrap_or_default();
         self.inside_root.extend(devices::lay_out(asked, nodes, self.namespaces.has_user)?);
         let cwd = process::cwd(&self.process)?;
@@ -205,6 +211,7 @@ impl Plan {
         Interior {
             namespaces: self.namespaces.joinable,
             own_pid_namespace: self.namespaces.has_pid,
+            leads_pid_namespace: self.namespaces.leads_pid,
             own_mount_namespace: self.namespaces.own_mounts,
             confinement: self.confinement.clone(),
         }
@@ -215,7 +222,6 @@ impl Plan {
         let mut namespaces = self.namespaces;
         let in_user_namespace = namespaces.has_user;
         let mut steps = vec![Step::Hide];
-        steps.extend(enter(cgroup)?);
         if namespaces.maps.is_some() {
             steps.push(Step::Sync(Point::Mapped));
         }
@@ -229,6 +235,7 @@ impl Plan {
         (launch.user_namespace, launch.pid_namespace) = (namespaces.user.take(), namespaces.pid.take());
         let in_cgroup = std::mem::take(&mut namespaces.in_cgroup);
         steps.extend(namespaces.into_steps());
+        steps.extend(enter(cgroup));
         steps.extend(in_cgroup);
         steps.push(Step::NewKeyring);
         steps.extend(self.before_root);
@@ -287,9 +294,9 @@ pub(crate) fn exec(
     process::check(process)?;
     let mut steps = vec![Step::Hide];
     let mut launch = assemble(process, cgroup, Start::AtOnce)?;
-    let Interior { namespaces, own_pid_namespace, own_mount_namespace, confinement } = target.interior;
+    let Interior { namespaces, own_pid_namespace, own_mount_namespace, confinement, .. } = target.interior;
     steps.extend(process::affinity(process, process::Affinity::Initial)?);
-    steps.extend(enter(cgroup)?);
+    steps.extend(enter(cgroup));
     if let Some(score) = process.oom_score_adj() {
         steps.push(process::oom_score(score)?);
     }
@@ -333,9 +340,8 @@ fn open_of_process(target: &Target<'_>, what: &str) -> Result<OwnedFd, Error> {
 }
 
 /// The step into the cgroup, where one is not born in it.
-fn enter(cgroup: &Cgroup) -> Result<Option<Step>, Error> {
-    let entrances = cgroup.entrances()?;
-    Ok((!entrances.is_empty()).then_some(Step::EnterCgroup(entrances)))
+fn enter(cgroup: &Cgroup) -> Option<Step> {
+    (!cgroup.is_unified()).then_some(Step::EnterCgroup)
 }
 
 /// A launch without steps.

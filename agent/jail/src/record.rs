@@ -21,6 +21,7 @@ pub struct Record {
     /// The kinds of namespaces that a further process joins.
     pub(crate) namespaces: u32,
     pub(crate) own_pid_namespace: bool,
+    pub(crate) leads_pid_namespace: bool,
     pub(crate) own_mount_namespace: bool,
     /// The start gate's name, while nobody has opened it.
     pub(crate) gate: Option<PathBuf>,
@@ -76,6 +77,7 @@ impl Record {
         Ok(Interior {
             namespaces: ThreadNameSpaceType::from_bits_retain(self.namespaces),
             own_pid_namespace: self.own_pid_namespace,
+            leads_pid_namespace: self.leads_pid_namespace,
             own_mount_namespace: self.own_mount_namespace,
             confinement: self.confinement()?,
         })

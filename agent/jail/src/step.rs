@@ -155,7 +155,7 @@ pub(crate) enum Entry {
 #[derive(Debug)]
 pub(crate) enum Step {
     Hide,
-    EnterCgroup(Vec<OwnedFd>),
+    EnterCgroup,
     NewNamespaces(u64),
     Sync(Point),
     JoinNamespace { fd: Option<OwnedFd>, kind: LinkNameSpaceType, name: String },
@@ -238,7 +238,7 @@ impl fmt::Display for Step {
         let text = |c: &CString| c.to_string_lossy().into_owned();
         match self {
             Step::Hide => f.write_str("hide from other processes"),
-            Step::EnterCgroup(_) => f.write_str("enter the cgroup"),
+            Step::EnterCgroup => f.write_str("enter the cgroup"),
             Step::NewNamespaces(kinds) => {
                 let named = NAMESPACES.iter().filter(|(flag, _)| kinds & flag != 0).map(|(_, name)| *name);
                 write!(f, "make namespaces ({})", named.collect::<Vec<_>>().join(", "))
@@ -315,7 +315,6 @@ impl Step {
             Step::OpenRoot { tree, .. } => tree.iter().collect(),
             Step::Mount(mount) => mount.tree.iter().collect(),
             Step::Stdio(fds) => fds.iter().flatten().collect(),
-            Step::EnterCgroup(entrances) => entrances.iter().collect(),
             _ => Vec::new(),
         };
         fds.into_iter().map(|fd| fd.as_raw_fd() as u32).collect()
@@ -328,7 +327,6 @@ impl Step {
             Step::OpenRoot { tree, .. } => *tree = None,
             Step::Mount(mount) => mount.tree = None,
             Step::Stdio(fds) => *fds = [None, None, None],
-            Step::EnterCgroup(entrances) => entrances.clear(),
             _ => {}
         }
     }
@@ -337,7 +335,7 @@ impl Step {
     pub(crate) fn run(&mut self, walk: &mut Walk<'_>) -> Result<(), Errno> {
         match self {
             Step::Hide => nacre_sys::process::hide().map_err(errno),
-            Step::EnterCgroup(entrances) => task::enter_cgroup(entrances),
+            Step::EnterCgroup => task::enter_cgroup(walk),
             Step::NewNamespaces(kinds) => nacre_sys::clone::unshare(*kinds).map_err(errno),
             Step::Sync(point) => channel::sync(walk.socket, *point),
             Step::JoinNamespace { fd, kind, .. } => {

@@ -117,26 +117,20 @@ fn hierarchy_of(path: &Path) -> Option<&str> {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` and sets its limits. A cgroup that exists and has processes is not taken over.
-    pub(crate) fn create(
-        path: &Path,
-        resources: Option<&LinuxResources>,
-        nodes: &[LinuxDevice],
-    ) -> Result<Cgroup, Error> {
-        let cgroup = Cgroup::open(path)?;
+    /// Makes the cgroup and sets its limits. A cgroup that exists and has processes is not taken over. Nothing new is left if that fails.
+    pub(crate) fn create(&self, resources: Option<&LinuxResources>, nodes: &[LinuxDevice]) -> Result<(), Error> {
         let mut made = Vec::new();
-        let result = cgroup.make(&mut made).and_then(|()| cgroup.limit(resources, nodes));
-        if let Err(error) = result {
+        let result = self.make(&mut made).and_then(|()| self.limit(resources, nodes));
+        if result.is_err() {
             for directory in made {
                 let _ = tree::remove(directory); // the first error is worth more
             }
-            return Err(error);
         }
-        Ok(cgroup)
+        result
     }
 
-    /// Takes up the cgroup `path` that another process made, or may have made.
-    pub(crate) fn open(path: &Path) -> Result<Cgroup, Error> {
+    /// The cgroup `path`, which may be there or not.
+    pub(crate) fn at(path: &Path) -> Cgroup {
         let directory = Directory::load(hierarchies::auto(), path);
         let directories = if directory.v2() {
             vec![Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(path)]
@@ -151,7 +145,12 @@ impl Cgroup {
             }
             directories
         };
-        Ok(Cgroup { path: path.to_path_buf(), directory, directories })
+        Cgroup { path: path.to_path_buf(), directory, directories }
+    }
+
+    /// Whether it is one of cgroup v2, in which a process can be born.
+    pub(crate) fn is_unified(&self) -> bool {
+        self.directory.v2()
     }
 
     /// Makes the directories, and tells which of them are new.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args as _, Parser, Subcommand, ValueEnum};
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
 
@@ -15,8 +15,8 @@ Examples:
   nacre-jail exec demo ps                     # one more process
   podman --runtime \"$(command -v nacre-jail)\" run alpine true
 
-Exit codes: of run and exec, the program's own (128 and the signal that ended it); 126 and 127 when it can't be run or
-is not there. Everything else: 0, or 1 with one line on standard error.";
+Exit codes: of run and exec, the program's own (128 and the signal that ended it); 126 and 127
+when it can't be run or is not there. Everything else: 0, or 1 with one line on standard error.";
 
 /// Runs containers from OCI bundles.
 #[derive(Debug, Parser)]
@@ -56,60 +56,107 @@ pub enum Format {
     Json,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Make a container whose program waits for `start`
-    Create(Create),
-    /// Let a created container run its program
-    Start { id: String },
-    /// Print a container's state as JSON
-    State { id: String },
-    /// Send a signal to a container's first process
-    Kill(Kill),
-    /// Remove a stopped container
-    Delete {
-        /// Kill it first; no error if there is none
-        #[arg(short, long)]
-        force: bool,
-        id: String,
-    },
-    /// Create, start, wait, delete
-    Run(Run),
-    /// Run one more process in a running container
-    Exec(Exec),
-    /// Print a container's processes
-    Ps {
-        #[arg(short, long, value_enum, default_value_t = Format::Table)]
-        format: Format,
-        id: String,
-        /// Arguments of ps(1)
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-        ps_args: Vec<String>,
-    },
-    /// Freeze a container's processes
-    Pause { id: String },
-    /// Let frozen processes go on
-    Resume { id: String },
-    /// Change a container's limits
-    Update(Box<Update>),
-    /// Print use and events as lines of JSON
-    Events(Events),
-    /// Print what a container uses as JSON
-    Stats { id: String },
-    /// Print what this runtime can do as JSON
-    Features,
-    /// Write a config.json to start from
-    Spec {
-        #[arg(short, long, value_name = "DIR", default_value = ".")]
-        bundle: PathBuf,
-        /// In a user namespace of the caller's own
-        #[arg(long)]
-        rootless: bool,
-    },
-    /// Print the containers
-    List(List),
-    /// Print a shell's completion script
-    Completion { shell: clap_complete::Shell },
+/// Makes [`Command`] of a list: variant, its arguments, its name and what it does. clap's own derive builds the arguments of every command at each
+/// call, which takes longer than to unmount a container's root; here those of one command are built, when it is named.
+macro_rules! commands {
+    ($($variant:ident($args:ty) $name:literal: $about:literal;)*) => {
+        #[derive(Debug)]
+        pub enum Command {
+            $($variant($args),)*
+        }
+
+        impl clap::FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Command, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => <$args>::from_arg_matches(matches).map(Command::$variant),)*
+                    _ => Err(clap::Error::new(clap::error::ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Command::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(command: clap::Command) -> clap::Command {
+                command.subcommand_required(true).arg_required_else_help(true)
+                    $(.subcommand(clap::Command::new($name).about($about).defer(<$args>::augment_args)))*
+            }
+
+            fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+                Command::augment_subcommands(command)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+    };
+}
+
+commands! {
+    Create(Create) "create": "Make a container whose program waits for `start`";
+    Start(Id) "start": "Let a created container run its program";
+    State(Id) "state": "Print a container's state as JSON";
+    Kill(Kill) "kill": "Send a signal to a container's first process";
+    Delete(Delete) "delete": "Remove a stopped container";
+    Run(Run) "run": "Create, start, wait, delete";
+    Exec(Exec) "exec": "Run one more process in a running container";
+    Ps(Ps) "ps": "Print a container's processes";
+    Pause(Id) "pause": "Freeze a container's processes";
+    Resume(Id) "resume": "Let frozen processes go on";
+    Update(Box<Update>) "update": "Change a container's limits";
+    Events(Events) "events": "Print use and events as lines of JSON";
+    Stats(Id) "stats": "Print what a container uses as JSON";
+    Features(Nothing) "features": "Print what this runtime can do as JSON";
+    Spec(Spec) "spec": "Write a config.json to start from";
+    List(List) "list": "Print the containers";
+    Completion(Completion) "completion": "Print a shell's completion script";
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Id {
+    /// The container's name
+    pub id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Nothing {}
+
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    /// Kill it first; no error if there is none
+    #[arg(short, long)]
+    pub force: bool,
+    /// The container's name
+    pub id: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Ps {
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// The container's name
+    pub id: String,
+    /// Arguments of ps(1)
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub ps_args: Vec<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Spec {
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub bundle: PathBuf,
+    /// In a user namespace of the caller's own
+    #[arg(long)]
+    pub rootless: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Completion {
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Debug, clap::Args)]
@@ -132,6 +179,7 @@ pub struct Create {
     /// Pass this many descriptors after 2 to the container
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
+    /// The container's name
     pub id: String,
 }
 
@@ -155,6 +203,7 @@ pub struct Kill {
     /// To every process of the container
     #[arg(short, long)]
     pub all: bool,
+    /// The container's name
     pub id: String,
     /// A name, with or without SIG, or a number
     #[arg(default_value = "TERM")]
@@ -202,6 +251,7 @@ pub struct Exec {
     /// Run it even in a paused container
     #[arg(long)]
     pub ignore_paused: bool,
+    /// The container's name
     pub id: String,
     /// The program and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -216,6 +266,7 @@ pub struct Events {
     /// The time between two readings (500ms, 5s, 1m)
     #[arg(long, default_value = "5s", value_parser = super::time::parse_duration)]
     pub interval: Duration,
+    /// The container's name
     pub id: String,
 }
 
@@ -260,5 +311,6 @@ pub struct Update {
     pub memory_swap: Option<i64>,
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,
+    /// The container's name
     pub id: String,
 }

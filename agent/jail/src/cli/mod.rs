@@ -19,7 +19,7 @@ use std::io::Write as _;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser as _};
 
-use args::{Args, Command};
+use args::{Args, Command, Completion, Delete, Id, Nothing, Ps, Spec};
 use directory::Root;
 
 /// Runs the command line; returns its exit code.
@@ -76,21 +76,21 @@ fn dispatch(args: &Args) -> Result<u8> {
     match &args.command {
         Command::Create(create) => lifecycle::create(&root, create)?,
         Command::Run(run) => return lifecycle::run(&root, run),
-        Command::Start { id } => lifecycle::start(&root, id)?,
+        Command::Start(Id { id }) => lifecycle::start(&root, id)?,
         Command::Kill(kill) => lifecycle::kill(&root, kill)?,
-        Command::Delete { force, id } => lifecycle::delete(&root, id, *force)?,
-        Command::Pause { id } => lifecycle::pause(&root, id)?,
-        Command::Resume { id } => lifecycle::resume(&root, id)?,
+        Command::Delete(Delete { force, id }) => lifecycle::delete(&root, id, *force)?,
+        Command::Pause(Id { id }) => lifecycle::pause(&root, id)?,
+        Command::Resume(Id { id }) => lifecycle::resume(&root, id)?,
         Command::Exec(exec) => return exec::exec(&root, exec),
         Command::Update(update) => update::update(&root, update)?,
-        Command::State { id } => report::state(&root, id)?,
+        Command::State(Id { id }) => report::state(&root, id)?,
         Command::List(list) => report::list(&root, list)?,
-        Command::Ps { format, id, ps_args } => report::ps(&root, id, *format, ps_args)?,
+        Command::Ps(Ps { format, id, ps_args }) => report::ps(&root, id, *format, ps_args)?,
         Command::Events(events) => report::events(&root, events)?,
-        Command::Stats { id } => report::stats(&root, id)?,
-        Command::Features => report::features()?,
-        Command::Spec { bundle, rootless } => process_spec::write_spec(bundle, *rootless)?,
-        Command::Completion { shell } => {
+        Command::Stats(Id { id }) => report::stats(&root, id)?,
+        Command::Features(Nothing {}) => report::features()?,
+        Command::Spec(Spec { bundle, rootless }) => process_spec::write_spec(bundle, *rootless)?,
+        Command::Completion(Completion { shell }) => {
             clap_complete::generate(*shell, &mut Args::command(), "nacre-jail", &mut std::io::stdout());
         }
     }

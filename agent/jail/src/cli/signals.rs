@@ -1,11 +1,10 @@
 //! Signals: by name, and those of the caller's that go on to a program in the foreground.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::net::UnixStream;
 
 use anyhow::{Context as _, Result};
-use signal_hook::iterator::backend::SignalDelivery;
-use signal_hook::iterator::exfiltrator::SignalOnly;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// Names of signal(7), in the order of x86's numbers from 1 on.
 const NAMES: [&str; 31] = [
@@ -35,31 +34,45 @@ pub fn parse(text: &str) -> Result<i32> {
 }
 
 /// What a program in the foreground is to hear of.
-const FORWARDED: [i32; 12] = [1, 2, 3, 10, 12, 14, 15, 18, 23, 24, 28, 29];
+const FORWARDED: [Signal; 12] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGTERM,
+    Signal::SIGCONT,
+    Signal::SIGURG,
+    Signal::SIGXCPU,
+    Signal::SIGWINCH,
+    Signal::SIGIO,
+];
 
-/// SIGWINCH.
-pub const WINDOW_CHANGED: i32 = 28;
+/// The window of the caller's terminal has changed.
+pub const WINDOW_CHANGED: i32 = Signal::SIGWINCH as i32;
 
-/// The caller's signals, from its creation on.
+/// The caller's signals, from its creation on. They are blocked, and read from a descriptor.
 #[derive(Debug)]
-pub struct Signals(SignalDelivery<UnixStream, SignalOnly>);
+pub struct Signals(SignalFd);
 
 impl Signals {
     /// Listens from now on.
     pub fn listen() -> Result<Signals> {
-        let (read, write) = UnixStream::pair().context("make a socket pair")?;
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, FORWARDED);
-        delivery.map(Signals).context("listen for signals")
+        let set: SigSet = FORWARDED.into_iter().collect();
+        set.thread_block().context("block signals")?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
+        fd.map(Signals).context("listen for signals")
     }
 
     /// Readable when there is one.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.get_read().as_fd()
+        self.0.as_fd()
     }
 
     /// Those that came.
     pub fn pending(&mut self) -> Vec<i32> {
-        self.0.pending().collect()
+        std::iter::from_fn(|| self.0.read_signal().ok()?).map(|signal| signal.ssi_signo as i32).collect()
     }
 }
 

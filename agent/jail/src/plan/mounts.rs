@@ -44,6 +44,11 @@ pub(super) struct Context<'a> {
     pub(super) label: Option<CString>,
 }
 
+/// Whether it shows the container its cgroup.
+pub(super) fn is_cgroup(mount: &Asked) -> bool {
+    matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
+}
+
 /// Every mount, in the specification's order.
 pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Vec<Step>, Error> {
     let mut steps = Vec::new();
@@ -57,7 +62,7 @@ pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Vec<Ste
         if target.is_root() {
             return Err(Error::spec(format!("{property}.destination"), "is the root itself"));
         }
-        if kind == "cgroup" || kind == "cgroup2" {
+        if is_cgroup(mount) {
             steps.extend(cgroups(&property, &destination, &options, context)?);
         } else if options.bind || kind == "bind" {
             steps.push(bind(&property, mount, options, target, context)?);

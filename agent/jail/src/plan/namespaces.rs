@@ -62,6 +62,8 @@ pub(crate) struct Namespaces {
     pub(crate) joinable: ThreadNameSpaceType,
     /// Whether it has a PID namespace that is not the runtime's.
     pub(crate) has_pid: bool,
+    /// Whether that is a new one.
+    pub(crate) leads_pid: bool,
     /// Whether it has a user namespace that is not the runtime's.
     pub(crate) has_user: bool,
     /// Whether it makes a mount namespace.
@@ -104,6 +106,7 @@ impl Namespaces {
             in_cgroup: Vec::new(),
             joinable: ThreadNameSpaceType::empty(),
             has_pid: false,
+            leads_pid: false,
             has_user: false,
             own_mounts: false,
             shares_mounts: false,
@@ -126,6 +129,7 @@ impl Namespaces {
             has_time |= namespace.typ() == LinuxNamespaceType::Time && namespace.path().is_none();
         }
         taken.has_pid = taken.joinable.contains(ThreadNameSpaceType::PROCESS_ID);
+        taken.leads_pid = taken.has_pid && taken.pid.is_none();
         taken.has_user = taken.joinable.contains(ThreadNameSpaceType::USER);
         taken.shares_mounts = !taken.joinable.contains(ThreadNameSpaceType::MOUNT);
         // The PID namespace is not joined by a process, but chosen for its children.

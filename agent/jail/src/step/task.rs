@@ -9,6 +9,7 @@ use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::CapabilitySet;
 
+use crate::channel::{self, Point};
 use super::{Capabilities, Credentials, Inside, Walk, errno, root, taken, write_file};
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
@@ -29,8 +30,8 @@ pub(super) fn mapped_root() -> Result<(), Errno> {
 
 /// cgroup v1. A thread that moves itself (`0`) need not wait, as one process that moves another does, until no processor is in the middle of a
 /// fork or an exit.
-pub(super) fn enter_cgroup(entrances: &mut Vec<OwnedFd>) -> Result<(), Errno> {
-    entrances.drain(..).try_for_each(|entrance| rustix::io::write(&entrance, b"0").map(drop))
+pub(super) fn enter_cgroup(walk: &Walk<'_>) -> Result<(), Errno> {
+    channel::sync_for_each(walk.socket, Point::Entrances, |entrance| rustix::io::write(&entrance, b"0").map(drop))
 }
 
 /// A new time namespace. The process itself enters it with its program (time_namespaces(7), Linux 6.1).
