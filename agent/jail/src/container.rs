@@ -134,19 +134,23 @@ impl Container {
         }
         let mut launch = plan.launch(cgroup.get()?, io, start)?;
         prepare::prepare(&mut launch.steps)?;
+        let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
-                Event::Born if first => Ok(()),
-                Event::Born => cgroup.create(resources.as_ref(), &devices),
-                Event::At(Point::Entrances) => return cgroup.get()?.entrances(),
+                Event::Born => {
+                    if !first {
+                        cgroup.create(resources.as_ref(), &devices)?;
+                    }
+                    entrances = cgroup.get()?.entrances()?;
+                    Ok(())
+                }
+                Event::At(Point::Entrances) => return Ok(std::mem::take(&mut entrances)),
                 Event::At(Point::BeforeRoot) => before_root(&hooks, child, &interior),
                 Event::At(Point::BeforeProgram) => {
                     before_program(&hooks, &process, &target(child, &interior), cgroup.get()?)
                 }
                 Event::At(point) => serve_user_namespace(point, &stewardship, child.pid),
-                Event::Listener(fd) => {
-                    hand_on(&interior.confinement, &hooks, ContainerState::Creating, child.pid, &fd)
-                }
+                Event::Listener(fd) => hand_on(&interior.confinement, &hooks, ContainerState::Creating, child.pid, &fd),
             }
             .map(|()| Vec::new())
         };
@@ -283,13 +287,16 @@ impl Container {
         }
         let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
         let launch = plan::exec(process, &target, self.cgroup.get()?, io, descriptors)?;
-        let serve = &mut |event, child: &Cloned| match event {
-            Event::At(Point::Entrances) => self.cgroup.get()?.entrances(),
-            Event::Listener(fd) => {
-                hand_on(&self.interior.confinement, &self.hooks, ContainerState::Running, child.pid, &fd)
-                    .map(|()| Vec::new())
+        let mut entrances = Vec::new();
+        let serve = &mut |event, child: &Cloned| {
+            match event {
+                Event::Born => entrances = self.cgroup.get()?.entrances()?,
+                Event::At(_) => return Ok(std::mem::take(&mut entrances)),
+                Event::Listener(fd) => {
+                    hand_on(&self.interior.confinement, &self.hooks, ContainerState::Running, child.pid, &fd)?;
+                }
             }
-            _ => Ok(Vec::new()),
+            Ok(Vec::new())
         };
         Ok(Process::new(launch.spawn(serve)?).stray_to(&self.strays))
     }

@@ -128,7 +128,8 @@ fn is_fixed(program: isize) -> bool {
         {
             return true;
         }
-        let args = [program, nothing, libc::AT_EMPTY_PATH as isize, libc::STATX_MODE as isize, file.as_mut_ptr() as isize];
+        let args =
+            [program, nothing, libc::AT_EMPTY_PATH as isize, libc::STATX_MODE as isize, file.as_mut_ptr() as isize];
         syscall(libc::SYS_statx, args) == 0 && (*file.as_ptr()).stx_attributes & FIXED != 0
     }
 }
@@ -145,8 +146,7 @@ unsafe fn start_again(program: isize, argv: *const *const c_char, envp: *const *
         if tree < 0 {
             return tree;
         }
-        let mut error =
-            syscall(libc::SYS_mount_setattr, [tree, nothing, empty, &raw const read_only as isize, size]);
+        let mut error = syscall(libc::SYS_mount_setattr, [tree, nothing, empty, &raw const read_only as isize, size]);
         if error == 0 {
             error = syscall(libc::SYS_execveat, [tree, nothing, argv as isize, envp as isize, empty]);
         }

@@ -10,8 +10,8 @@ use oci_spec::runtime::Spec;
 use super::args::{Create, Kill, Run};
 use super::console::{self, Terminal};
 use super::directory::{self, Entry, Root};
-use super::signals::{self, Signals};
 use super::foreground;
+use super::signals::{self, Signals};
 
 /// How the start gate of a new container is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

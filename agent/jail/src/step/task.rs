@@ -9,8 +9,8 @@ use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::CapabilitySet;
 
-use crate::channel::{self, Point};
 use super::{Capabilities, Credentials, Inside, Walk, errno, root, taken, write_file};
+use crate::channel::{self, Point};
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
 pub(super) fn mapped_root() -> Result<(), Errno> {
