@@ -59,40 +59,21 @@ impl fmt::Display for Status {
     }
 }
 
-/// A cgroup that goes with its owner, if it is its owner's.
+/// A cgroup that goes with its owner.
 #[derive(Debug)]
-struct Owned {
-    cgroup: Option<Cgroup>,
-    ours: bool,
-}
+struct Owned(Option<Cgroup>);
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        if let Some(cgroup) = self.cgroup.take().filter(|_| self.ours) {
+        if let Some(cgroup) = self.0.take() {
             let _ = cgroup.remove(); // `Container::delete` is the way to hear of it
         }
     }
 }
 
 impl Owned {
-    /// The cgroup `path`, which is somebody else's or nobody's.
-    fn at(path: &Path) -> Owned {
-        Owned { cgroup: Some(Cgroup::at(path)), ours: false }
-    }
-
-    /// The cgroup `path` that another process made for the same container.
-    fn taken_over(path: &Path) -> Owned {
-        Owned { cgroup: Some(Cgroup::at(path)), ours: true }
-    }
-
-    fn create(&mut self, resources: Option<&LinuxResources>, devices: &[LinuxDevice]) -> Result<(), Error> {
-        self.get()?.create(resources, devices)?;
-        self.ours = true;
-        Ok(())
-    }
-
     fn get(&self) -> Result<&Cgroup, Error> {
-        self.cgroup.as_ref().ok_or(Error::State("deleted"))
+        self.0.as_ref().ok_or(Error::State("deleted"))
     }
 }
 
@@ -122,24 +103,27 @@ impl Container {
     }
 
     fn make(plan: Plan, io: Io, start: Start) -> Result<Container, Error> {
-        let (resources, devices) = (plan.resources.clone(), plan.devices.clone());
+        let (path, resources, devices) = (plan.cgroup.clone(), plan.resources.clone(), plan.devices.clone());
         let interior = plan.interior();
         let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
         let stewardship = plan.stewardship()?;
-        let mut cgroup = Owned::at(&plan.cgroup);
+        let mut cgroup = Owned(None);
+        let make_cgroup = || Cgroup::create(&path, resources.as_ref(), &devices).map(|cgroup| Owned(Some(cgroup)));
         // cgroup v2 must be there when the child is born in it. v1 is made while the child makes its namespaces, unless it is to be seen there.
-        let first = plan.shows_cgroup || cgroup.get()?.is_unified();
+        let unified = cgroup::is_unified();
+        let first = unified || plan.shows_cgroup;
         if first {
-            cgroup.create(resources.as_ref(), &devices)?;
+            cgroup = make_cgroup()?;
         }
-        let mut launch = plan.launch(cgroup.get()?, io, start)?;
+        let birthplace = if unified { cgroup.get()?.directory()? } else { None };
+        let mut launch = plan.launch(birthplace, io, start)?;
         prepare::prepare(&mut launch.steps)?;
         let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
                 Event::Born => {
                     if !first {
-                        cgroup.create(resources.as_ref(), &devices)?;
+                        cgroup = make_cgroup()?;
                     }
                     entrances = cgroup.get()?.entrances()?;
                     Ok(())
@@ -180,7 +164,7 @@ impl Container {
         };
         Ok(Container {
             init: Process::open(record.pid, record.start_time, gate)?,
-            cgroup: Owned::taken_over(&record.cgroup),
+            cgroup: Owned(Some(Cgroup::at(&record.cgroup))),
             interior: record.interior()?,
             hooks: Hooks::new(id, spec, bundle)?,
             gate: record.gate,
@@ -222,7 +206,9 @@ impl Container {
     /// Lets go of the container without ending it.
     pub fn leave(mut self) {
         self.init.let_go();
-        self.cgroup.ours = false;
+        if let Some(cgroup) = self.cgroup.0.take() {
+            drop(cgroup);
+        }
     }
 
     /// Opens the start gate. Returns once the program runs. Hooks: `startContainer`, `poststart`; if one fails, the container is stopped.
@@ -286,7 +272,7 @@ impl Container {
             return Err(Error::State("not started"));
         }
         let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
-        let launch = plan::exec(process, &target, self.cgroup.get()?, io, descriptors)?;
+        let launch = plan::exec(process, &target, self.cgroup.get()?.directory()?, io, descriptors)?;
         let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
@@ -380,7 +366,7 @@ impl Container {
     /// # Errors
     /// A cgroup that can't be removed; [`Error::Hook`], after the container is gone.
     pub fn delete(mut self) -> Result<(), Error> {
-        let Some(cgroup) = self.cgroup.cgroup.take() else { return Ok(()) };
+        let Some(cgroup) = self.cgroup.0.take() else { return Ok(()) };
         if !(self.interior.leads_pid_namespace && self.init.has_ended()?) {
             let _ = self.init.signal(libc::SIGKILL); // it may have ended
             cgroup.kill();
@@ -397,7 +383,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if self.cgroup.ours && self.cgroup.cgroup.is_some() {
+        if self.cgroup.0.is_some() {
             let _ = self.init.signal(libc::SIGKILL); // as in delete
             if let Ok(cgroup) = self.cgroup.get() {
                 cgroup.kill();
@@ -467,7 +453,7 @@ fn before_program(
         process.set_args(Some(args)).set_env(Some(text(&hook.env))).set_cwd(PathBuf::from("/"));
         process.set_terminal(None);
         let launch = |[stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3]| {
-            plan::exec(&process, target, cgroup, Io::Pipes { stdin, stdout, stderr }, 0)
+            plan::exec(&process, target, cgroup.directory()?, Io::Pipes { stdin, stdout, stderr }, 0)
         };
         let told = hook::told(&hooks.state, ContainerState::Created, target.pid)?;
         let serve = &mut |event, _: &Cloned| match event {

@@ -21,7 +21,7 @@ use oci_spec::runtime::{self, LinuxDevice, LinuxResources};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::Io;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup;
 use crate::channel::Point;
 use crate::error::Error;
 use crate::launch::{Launch, Start};
@@ -217,8 +217,8 @@ impl Plan {
         }
     }
 
-    /// Puts the steps into their order.
-    pub(crate) fn launch(self, cgroup: &Cgroup, io: Io, start: Start) -> Result<Launch, Error> {
+    /// Puts the steps into their order. `birthplace` is the container's cgroup, if it is one of cgroup v2.
+    pub(crate) fn launch(self, birthplace: Option<OwnedFd>, io: Io, start: Start) -> Result<Launch, Error> {
         let mut namespaces = self.namespaces;
         let in_user_namespace = namespaces.has_user;
         let mut steps = vec![Step::Hide];
@@ -230,12 +230,12 @@ impl Plan {
         } else if let Some(score) = self.process.oom_score_adj() {
             steps.push(process::oom_score(score)?);
         }
-        let mut launch = assemble(&self.process, cgroup, start)?;
+        let mut launch = assemble(&self.process, birthplace, start)?;
         launch.namespaces = namespaces.born;
         (launch.user_namespace, launch.pid_namespace) = (namespaces.user.take(), namespaces.pid.take());
         let in_cgroup = std::mem::take(&mut namespaces.in_cgroup);
         steps.extend(namespaces.into_steps());
-        steps.extend(enter(cgroup));
+        steps.extend(enter_cgroup(&launch));
         steps.extend(in_cgroup);
         steps.push(Step::NewKeyring);
         steps.extend(self.before_root);
@@ -287,16 +287,16 @@ pub(crate) struct Stewardship {
 pub(crate) fn exec(
     process: &runtime::Process,
     target: &Target<'_>,
-    cgroup: &Cgroup,
+    birthplace: Option<OwnedFd>,
     io: Io,
     kept: u32,
 ) -> Result<Launch, Error> {
     process::check(process)?;
     let mut steps = vec![Step::Hide];
-    let mut launch = assemble(process, cgroup, Start::AtOnce)?;
+    let mut launch = assemble(process, birthplace, Start::AtOnce)?;
     let Interior { namespaces, own_pid_namespace, own_mount_namespace, confinement, .. } = target.interior;
     steps.extend(process::affinity(process, process::Affinity::Initial)?);
-    steps.extend(enter(cgroup));
+    steps.extend(enter_cgroup(&launch));
     if let Some(score) = process.oom_score_adj() {
         steps.push(process::oom_score(score)?);
     }
@@ -340,17 +340,17 @@ fn open_of_process(target: &Target<'_>, what: &str) -> Result<OwnedFd, Error> {
 }
 
 /// The step into the cgroup, where one is not born in it.
-fn enter(cgroup: &Cgroup) -> Option<Step> {
-    (!cgroup.is_unified()).then_some(Step::EnterCgroup)
+fn enter_cgroup(launch: &Launch) -> Option<Step> {
+    launch.cgroup.is_none().then_some(Step::EnterCgroup)
 }
 
 /// A launch without steps.
-fn assemble(process: &runtime::Process, cgroup: &Cgroup, start: Start) -> Result<Launch, Error> {
+fn assemble(process: &runtime::Process, cgroup: Option<OwnedFd>, start: Start) -> Result<Launch, Error> {
     Ok(Launch {
         namespaces: 0,
         user_namespace: None,
         pid_namespace: None,
-        cgroup: cgroup.directory()?,
+        cgroup,
         steps: Vec::new(),
         last_steps: Vec::new(),
         start,

@@ -41,6 +41,11 @@ pub(crate) struct Cgroup {
     directories: Vec<PathBuf>,
 }
 
+/// Whether cgroups are those of cgroup v2, in which a process can be born.
+pub(crate) fn is_unified() -> bool {
+    hierarchies::is_cgroup2_unified_mode()
+}
+
 /// The path below the hierarchy's root that `cgroups_path` stands for.
 pub(crate) fn path_of(id: &str, cgroups_path: Option<&Path>) -> Result<PathBuf, Error> {
     let Some(asked) = cgroups_path.filter(|path| !path.as_os_str().is_empty()) else {
@@ -117,16 +122,22 @@ fn hierarchy_of(path: &Path) -> Option<&str> {
 }
 
 impl Cgroup {
-    /// Makes the cgroup and sets its limits. A cgroup that exists and has processes is not taken over. Nothing new is left if that fails.
-    pub(crate) fn create(&self, resources: Option<&LinuxResources>, nodes: &[LinuxDevice]) -> Result<(), Error> {
+    /// Makes the cgroup `path` and sets its limits. A cgroup that exists and has processes is not taken over. Nothing new is left if that fails.
+    pub(crate) fn create(
+        path: &Path,
+        resources: Option<&LinuxResources>,
+        nodes: &[LinuxDevice],
+    ) -> Result<Cgroup, Error> {
+        let cgroup = Cgroup::at(path);
         let mut made = Vec::new();
-        let result = self.make(&mut made).and_then(|()| self.limit(resources, nodes));
-        if result.is_err() {
+        let result = cgroup.make(&mut made).and_then(|()| cgroup.limit(resources, nodes));
+        if let Err(error) = result {
             for directory in made {
                 let _ = tree::remove(directory); // the first error is worth more
             }
+            return Err(error);
         }
-        result
+        Ok(cgroup)
     }
 
     /// The cgroup `path`, which may be there or not.
@@ -148,10 +159,6 @@ impl Cgroup {
         Cgroup { path: path.to_path_buf(), directory, directories }
     }
 
-    /// Whether it is one of cgroup v2, in which a process can be born.
-    pub(crate) fn is_unified(&self) -> bool {
-        self.directory.v2()
-    }
 
     /// Makes the directories, and tells which of them are new.
     fn make<'a>(&'a self, made: &mut Vec<&'a Path>) -> Result<(), Error> {
