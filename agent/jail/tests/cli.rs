@@ -164,14 +164,36 @@ fn a_signal_to_run_reaches_the_program() {
     let mut stdout = child.stdout.take().unwrap();
     let mut ready = [0; 6];
     stdout.read_exact(&mut ready).unwrap();
-    // Its program file can't be written to meanwhile, whoever gets hold of it (CVE-2019-5736).
-    let exe = rustix::fs::statvfs(format!("/proc/{}/exe", child.id())).unwrap();
-    assert!(exe.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    assert!(is_protected(&child));
     rustix::process::kill_process(Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(4));
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "caught\n");
+}
+
+/// Whether the program file of a process can't be written to, whoever gets hold of it (CVE-2019-5736).
+fn is_protected(process: &std::process::Child) -> bool {
+    let exe = rustix::fs::statvfs(format!("/proc/{}/exe", process.id())).unwrap();
+    exe.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY)
+}
+
+#[test]
+fn start_runs_the_hooks_of_the_containers_image_from_a_file_that_they_cannot_write_to() {
+    let hook =
+        json!({ "path": "/bin/sh", "args": ["sh", "-c", "echo here > /told; read go < /told"], "env": ["PATH=/bin"] });
+    let edit = |json: &mut Value| json["hooks"] = json!({ "startContainer": [hook] });
+    let Some(jail) = Jail::new("starthook", edit, "exit 3") else { return };
+    let told = jail.path("rootfs/told");
+    rustix::fs::mknodat(rustix::fs::CWD, &told, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    jail.create();
+    let pid = jail.state()["pid"].as_i64().unwrap() as i32;
+    let mut start = jail.command(&["start", &jail.id]).spawn().unwrap();
+    assert_eq!(fs::read_to_string(&told).unwrap(), "here\n");
+    assert!(is_protected(&start));
+    fs::write(&told, "go\n").unwrap();
+    assert!(start.wait().unwrap().success());
+    assert_eq!(jail.wait(pid), 3);
 }
 
 #[test]

@@ -10,14 +10,18 @@
 
 use std::arch::{asm, global_asm};
 use std::ffi::{CStr, c_char};
+use std::io;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
-/// The commands that make processes of containers, the first eight bytes of each.
-const COMMANDS: [u64; 4] = [word(b"create\0\0"), word(b"run\0\0\0\0\0"), word(b"exec\0\0\0\0"), word(b"start\0\0\0")];
+/// The commands that always make processes of containers, in eight bytes each.
+const COMMANDS: [u64; 3] = [word(b"create\0\0"), word(b"run\0\0\0\0\0"), word(b"exec\0\0\0\0")];
 
 /// Why the program was not protected although it should be: the errno.
 static FAILURE: AtomicI32 = AtomicI32::new(0);
+
+/// Where the kernel has put the arguments and the environment.
+static STACK: AtomicPtr<usize> = AtomicPtr::new(std::ptr::null_mut());
 
 global_asm!(
     ".globl nacre_protected_start",
@@ -50,27 +54,52 @@ pub fn settle() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
-/// Why the program runs from a file that a container could write to, if it does: the program must not make one then.
-pub fn failure() -> Option<std::io::Error> {
+/// For the program's `main`: it must not make a process of a container if this fails.
+///
+/// # Errors
+/// Why the program runs from a file that a container could write to.
+pub fn protected() -> io::Result<()> {
     match FAILURE.load(Ordering::Relaxed) {
-        0 => None,
-        errno => Some(std::io::Error::from_raw_os_error(errno)),
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
     }
+}
+
+/// For a command that turns out to make processes of containers: starts the program over, if it is not protected. Nothing must have been done yet
+/// that must not be done twice.
+///
+/// # Errors
+/// As [`protected`]; or if the program has another entry point.
+pub fn protect_now() -> io::Result<()> {
+    let stack = STACK.load(Ordering::Relaxed);
+    if stack.is_null() {
+        return Err(io::Error::other("the program has not been started by nacre_protected_start"));
+    }
+    // SAFETY: it is the one that the kernel laid out, and whose strings nobody has changed.
+    unsafe { protect_program(stack) };
+    protected()
 }
 
 const fn word(text: &[u8; 8]) -> u64 {
     u64::from_le_bytes(*text)
 }
 
+unsafe extern "C" fn protect(stack: *mut usize) {
+    STACK.store(stack, Ordering::Relaxed);
+    // SAFETY: the kernel has laid out the stack so.
+    unsafe {
+        if makes_processes(stack.add(1).cast()) {
+            protect_program(stack);
+        }
+    }
+}
+
 /// Starts the program again if it must be. Who may not mount may not write to a system's program either, and goes on.
-unsafe extern "C" fn protect(stack: *const usize) {
-    // SAFETY: the kernel has laid out the stack so, with a NULL after the arguments and another after the environment.
+unsafe fn protect_program(stack: *const usize) {
+    // SAFETY: there is a NULL after the arguments and another after the environment.
     unsafe {
         let argv = stack.add(1).cast::<*const c_char>();
         let envp = argv.add(*stack + 1);
-        if !makes_processes(argv) {
-            return;
-        }
         let program = open(c"/proc/self/exe");
         if program < 0 {
             FAILURE.store(-program as i32, Ordering::Relaxed);
@@ -98,7 +127,7 @@ unsafe fn makes_processes(mut argv: *const *const c_char) -> bool {
                 }
                 first |= u64::from(byte) << (8 * i);
             }
-            if COMMANDS[0] == first || COMMANDS[1] == first || COMMANDS[2] == first || COMMANDS[3] == first {
+            if COMMANDS[0] == first || COMMANDS[1] == first || COMMANDS[2] == first {
                 return true;
             }
             argv = argv.add(1);

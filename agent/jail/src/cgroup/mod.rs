@@ -159,7 +159,6 @@ impl Cgroup {
         Cgroup { path: path.to_path_buf(), directory, directories }
     }
 
-
     /// Makes the directories, and tells which of them are new.
     fn make<'a>(&'a self, made: &mut Vec<&'a Path>) -> Result<(), Error> {
         let v2 = self.directory.v2();

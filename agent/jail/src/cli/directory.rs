@@ -183,11 +183,15 @@ impl Entry {
     /// The container itself.
     pub fn open(&self) -> Result<(Container, Remembered)> {
         let mut remembered = self.load()?;
+        Ok((self.container(&mut remembered)?, remembered))
+    }
+
+    /// The container, as it is remembered.
+    pub fn container(&self, remembered: &mut Remembered) -> Result<Container> {
         let record = remembered.record.take().with_context(|| {
             format!("container {} was never made whole; `nacre-jail delete --force {}` removes it", self.id, self.id)
         })?;
-        let container = Container::open(&self.id, record, &remembered.spec, &remembered.bundle)?;
-        Ok((container, remembered))
+        Ok(Container::open(&self.id, record, &remembered.spec, &remembered.bundle)?)
     }
 
     /// Forgets it.

@@ -104,7 +104,12 @@ pub fn write_pid(path: &Path, pid: i32) -> Result<()> {
 pub fn start(root: &Root, id: &str) -> Result<()> {
     let entry = root.find(id)?;
     let _lock = entry.lock()?;
-    let (container, _) = entry.open()?;
+    let mut remembered = entry.load()?;
+    // They are processes of the container, and made by us.
+    if remembered.spec.hooks().as_ref().is_some_and(|hooks| hooks.start_container().is_some()) {
+        nacre_sys::early::protect_now().context("start again from a read-only mount")?;
+    }
+    let container = entry.container(&mut remembered)?;
     let result = match container.status()? {
         Status::Created => container.start().map_err(Into::into),
         Status::Stopped => Err(anyhow::anyhow!("cannot start a container that has stopped")),

@@ -25,7 +25,7 @@ use directory::Root;
 /// Runs the command line; returns its exit code.
 pub fn main() -> u8 {
     let _ = rustix::thread::set_name(c"nacre-jail"); // and not what the descriptor is called from which it started again
-    if let Some(error) = nacre_sys::early::failure() {
+    if let Err(error) = nacre_sys::early::protected() {
         let _ = writeln!(std::io::stderr(), "nacre-jail: start again from a read-only mount: {error}"); // there is nobody else to tell
         return 1;
     }
