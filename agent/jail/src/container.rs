@@ -115,7 +115,7 @@ impl Container {
         if first {
             cgroup = make_cgroup()?;
         }
-        let birthplace = if unified { cgroup.get()?.directory()? } else { None };
+        let birthplace = if unified { cgroup.get()?.birthplace()? } else { None };
         let mut launch = plan.launch(birthplace, io, start)?;
         prepare::prepare(&mut launch.steps)?;
         let mut entrances = Vec::new();
@@ -272,7 +272,7 @@ impl Container {
             return Err(Error::State("not started"));
         }
         let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
-        let launch = plan::exec(process, &target, self.cgroup.get()?.directory()?, io, descriptors)?;
+        let launch = plan::exec(process, &target, self.cgroup.get()?.birthplace()?, io, descriptors)?;
         let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
@@ -453,7 +453,7 @@ fn before_program(
         process.set_args(Some(args)).set_env(Some(text(&hook.env))).set_cwd(PathBuf::from("/"));
         process.set_terminal(None);
         let launch = |[stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3]| {
-            plan::exec(&process, target, cgroup.directory()?, Io::Pipes { stdin, stdout, stderr }, 0)
+            plan::exec(&process, target, cgroup.birthplace()?, Io::Pipes { stdin, stdout, stderr }, 0)
         };
         let told = hook::told(&hooks.state, ContainerState::Created, target.pid)?;
         let serve = &mut |event, _: &Cloned| match event {

@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use nacre_sys::bpf::{self, Instruction};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::Cgroup;
+use super::{Cgroup, is_unified};
 use crate::error::Error;
 
 const MAKE: u8 = 1;
@@ -53,7 +53,7 @@ impl Cgroup {
     /// Sets the rules, in place of those before.
     pub(crate) fn allow_devices(&self, asked: &[LinuxDeviceCgroup], nodes: &[LinuxDevice]) -> Result<(), Error> {
         let rules = rules(asked, nodes)?;
-        if self.directory.v2() {
+        if is_unified() {
             return self.attach(&program(&rules));
         }
         let Some(base) = self.base("devices") else {
@@ -86,7 +86,7 @@ impl Cgroup {
             let act = format!("linux.resources.devices: {act} the eBPF program");
             move |source| Error::system(act, source)
         };
-        let Some(directory) = self.directory()? else { return Ok(()) };
+        let Some(directory) = self.birthplace()? else { return Ok(()) };
         let before = bpf::device_programs(directory.as_fd()).map_err(fail("look for"))?;
         let new = bpf::load_device_program(program).map_err(fail("load"))?;
         bpf::attach_device_program(directory.as_fd(), new.as_fd()).map_err(fail("attach"))?;

@@ -13,7 +13,7 @@ use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxNetwork, LinuxPids, LinuxRdma, LinuxResources,
 };
 
-use super::{Cgroup, chain};
+use super::{Cgroup, chain, is_unified};
 use crate::error::Error;
 
 impl Cgroup {
@@ -67,7 +67,7 @@ impl Cgroup {
             }
         }
         match memory.use_hierarchy() {
-            Some(false) if self.directory.v2() => {
+            Some(false) if is_unified() => {
                 Err(Error::Unsupported { property: "linux.resources.memory.useHierarchy false on cgroup v2".into() })
             }
             _ => Ok(()),
@@ -89,7 +89,7 @@ impl Cgroup {
 
     fn set_memory_limits(&self, memory: &LinuxMemory) -> Result<(), Error> {
         let controller: &MemController = self.controller("memory")?;
-        let swap = match (self.directory.v2(), memory.swap(), memory.limit()) {
+        let swap = match (is_unified(), memory.swap(), memory.limit()) {
             (_, Some(-1), _) => Some(-1),
             // The specification's number is memory plus swap; cgroup v2 counts swap alone.
             (true, Some(swap), limit) => {
@@ -107,7 +107,7 @@ impl Cgroup {
         };
         // v1 keeps memory ≤ memory+swap at every moment: widen the outer limit first, narrow it last.
         let outer_first = swap == Some(-1) || swap.unwrap_or(0) > controller.memory_stat().limit_in_bytes;
-        let file = if self.directory.v2() { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+        let file = if is_unified() { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
         let has_swap = controller.path().join(file).exists();
         let set_swap = || match swap {
             // A kernel without swap has no such file, and nothing to limit.
@@ -125,14 +125,14 @@ impl Cgroup {
             set_swap()?;
         }
         if let Some(reservation) = memory.reservation() {
-            let reservation = if self.directory.v2() { reservation.max(0) } else { reservation };
+            let reservation = if is_unified() { reservation.max(0) } else { reservation };
             self.set("reserve memory", controller.set_soft_limit(reservation))?;
         }
         Ok(())
     }
 
     fn set_cpu(&self, cpu: &LinuxCpu) -> Result<(), Error> {
-        let v2 = self.directory.v2();
+        let v2 = is_unified();
         if cpu.shares().is_some() || cpu.quota().is_some() || cpu.period().is_some() {
             let controller: &CpuController = self.controller("cpu")?;
             if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
@@ -223,7 +223,7 @@ impl Cgroup {
         };
         let plain = value(weight.into());
         let scaled = value(1 + (u64::from(weight) - 10) * 9_999 / 990);
-        let files: [(&str, &str, &str); 2] = match (self.directory.v2(), device) {
+        let files: [(&str, &str, &str); 2] = match (is_unified(), device) {
             (true, _) => [("io", "io.bfq.weight", &plain), ("io", "io.weight", &scaled)],
             (false, None) => [("blkio", "blkio.bfq.weight", &plain), ("blkio", "blkio.weight", &plain)],
             (false, Some(_)) => {
@@ -274,7 +274,7 @@ impl Cgroup {
 
     fn set_unified(&self, file: &str, value: &str) -> Result<(), Error> {
         let property = format!("linux.resources.unified.{file:?}");
-        if !self.directory.v2() {
+        if !is_unified() {
             return Err(Error::Unsupported { property: format!("{property} on cgroup v1") });
         }
         let Some((controller, _)) = file.split_once('.').filter(|_| !file.contains('/')) else {
@@ -293,7 +293,7 @@ impl Cgroup {
 
     /// Writes a file that only cgroup v1 has.
     fn write_v1(&self, property: &str, controller: &str, file: &str, value: &str) -> Result<(), Error> {
-        if self.directory.v2() {
+        if is_unified() {
             return Err(Error::Unsupported { property: format!("{property} on cgroup v2") });
         }
         self.write(property, controller, file, value)
@@ -312,7 +312,7 @@ impl Cgroup {
         &'a T: From<&'a Subsystem>,
         T: Controller + ControllIdentifier,
     {
-        self.directory.controller_of().ok_or_else(|| Error::Unsupported {
+        self.controllers().controller_of().ok_or_else(|| Error::Unsupported {
             property: format!("linux.resources: this system has no cgroup controller {name:?}"),
         })
     }

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cgroups_rs::fs::cgroup::Cgroup as Directory;
@@ -35,15 +36,13 @@ const ASK_EVERY: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
-    /// Its controllers.
-    directory: Directory,
-    /// Its directories: one on cgroup v2, one for each hierarchy on v1.
-    directories: Vec<PathBuf>,
+    controllers: OnceLock<Directory>,
 }
 
-/// Whether cgroups are those of cgroup v2, in which a process can be born.
+/// Whether cgroups are those of cgroup v2, in which a process can be born. A system has them mounted one way, once and for all.
 pub(crate) fn is_unified() -> bool {
-    hierarchies::is_cgroup2_unified_mode()
+    static UNIFIED: OnceLock<bool> = OnceLock::new();
+    *UNIFIED.get_or_init(hierarchies::is_cgroup2_unified_mode)
 }
 
 /// The path below the hierarchy's root that `cgroups_path` stands for.
@@ -133,7 +132,7 @@ impl Cgroup {
         let result = cgroup.make(&mut made).and_then(|()| cgroup.limit(resources, nodes));
         if let Err(error) = result {
             for directory in made {
-                let _ = tree::remove(directory); // the first error is worth more
+                let _ = tree::remove(&directory); // the first error is worth more
             }
             return Err(error);
         }
@@ -142,44 +141,51 @@ impl Cgroup {
 
     /// The cgroup `path`, which may be there or not.
     pub(crate) fn at(path: &Path) -> Cgroup {
-        let directory = Directory::load(hierarchies::auto(), path);
-        let directories = if directory.v2() {
-            vec![Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(path)]
-        } else {
+        Cgroup { path: path.to_path_buf(), controllers: OnceLock::new() }
+    }
+
+    /// Its controllers. To find them takes a look at all mounts, so that is done when they are needed.
+    fn controllers(&self) -> &Directory {
+        self.controllers.get_or_init(|| Directory::load(hierarchies::auto(), &self.path))
+    }
+
+    /// Its directories: one on cgroup v2, one for each hierarchy on v1.
+    fn directories(&self) -> Vec<PathBuf> {
+        if is_unified() {
+            return vec![Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path)];
+        }
+        let mut directories: Vec<PathBuf> = Vec::new();
+        for subsystem in self.controllers().subsystems() {
+            let path = subsystem.to_controller().path();
             // Controllers that are mounted together have one directory.
-            let mut directories: Vec<PathBuf> = Vec::new();
-            for subsystem in directory.subsystems() {
-                let path = subsystem.to_controller().path();
-                if !directories.iter().any(|known| known == path) {
-                    directories.push(path.into());
-                }
+            if !directories.iter().any(|known| known == path) {
+                directories.push(path.into());
             }
-            directories
-        };
-        Cgroup { path: path.to_path_buf(), directory, directories }
+        }
+        directories
     }
 
     /// Makes the directories, and tells which of them are new.
-    fn make<'a>(&'a self, made: &mut Vec<&'a Path>) -> Result<(), Error> {
-        let v2 = self.directory.v2();
+    fn make(&self, made: &mut Vec<PathBuf>) -> Result<(), Error> {
+        let v2 = is_unified();
         if v2 {
             self.enable_controllers();
         }
-        for directory in &self.directories {
+        for directory in self.directories() {
             let fail = |source: IoError| Error::system(format!("make the cgroup {}", directory.display()), source);
-            let new = match tree::make(directory) {
+            let new = match tree::make(&directory) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
-                    fs::create_dir_all(directory.parent().unwrap_or(directory)).map_err(fail)?;
+                    fs::create_dir_all(directory.parent().unwrap_or(&directory)).map_err(fail)?;
                     if v2 {
                         self.enable_controllers();
                     }
-                    tree::make(directory)
+                    tree::make(&directory)
                 }
                 new => new,
             };
             if new.map_err(fail)? {
                 made.push(directory);
-            } else if !tree::processes(directory).is_empty() {
+            } else if !tree::processes(&directory).is_empty() {
                 let (act, reason) = ("create", "it exists and has processes".into());
                 return Err(Error::Cgroup { path: self.path.clone(), act, reason });
             }
@@ -219,21 +225,21 @@ impl Cgroup {
     /// Whether it is frozen.
     pub(crate) fn is_frozen(&self) -> bool {
         let read = |file: PathBuf| fs::read_to_string(file).unwrap_or_default();
-        if self.directory.v2() {
+        if is_unified() {
             let path = Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path).join("cgroup.freeze");
             return read(path).trim() == "1";
         }
-        let controller = self.directory.controller_of::<FreezerController>();
+        let controller = self.controllers().controller_of::<FreezerController>();
         controller.is_some_and(|freezer| read(freezer.path().join("freezer.state")).trim() == "FROZEN")
     }
 
     /// Where a controller's files are: on cgroup v2 in the one directory.
     fn base(&self, controller: &str) -> Option<PathBuf> {
         let root = Path::new(hierarchies::UNIFIED_MOUNTPOINT);
-        if self.directory.v2() {
+        if is_unified() {
             return Some(root.join(&self.path));
         }
-        let paths = self.directory.subsystems().iter().map(|subsystem| subsystem.to_controller().path());
+        let paths = self.controllers().subsystems().iter().map(|subsystem| subsystem.to_controller().path());
         paths
             .into_iter()
             .find(|path| hierarchy_of(path).is_some_and(|name| name.split(',').any(|n| n == controller)))
@@ -241,8 +247,8 @@ impl Cgroup {
     }
 
     /// For `CLONE_INTO_CGROUP`: the directory, on cgroup v2.
-    pub(crate) fn directory(&self) -> Result<Option<OwnedFd>, Error> {
-        if !self.directory.v2() {
+    pub(crate) fn birthplace(&self) -> Result<Option<OwnedFd>, Error> {
+        if !is_unified() {
             return Ok(None);
         }
         let path = Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path);
@@ -253,7 +259,7 @@ impl Cgroup {
 
     /// For cgroup v1: the files to which a process of one thread writes `0` to enter, one for each hierarchy.
     pub(crate) fn entrances(&self) -> Result<Vec<OwnedFd>, Error> {
-        if self.directory.v2() {
+        if is_unified() {
             return Ok(Vec::new());
         }
         let open = |directory: &PathBuf| {
@@ -264,12 +270,12 @@ impl Cgroup {
                 .map(OwnedFd::from)
                 .map_err(|source| Error::system(format!("open {}", path.display()), source))
         };
-        self.directories.iter().map(open).collect()
+        self.directories().iter().map(open).collect()
     }
 
     /// cgroup v1 only: a new cpuset has neither processors nor memory nodes, and takes no process until it has.
     fn inherit_cpuset(&self) -> Result<(), Error> {
-        let Some(cpuset) = self.directory.controller_of::<CpuSetController>() else { return Ok(()) };
+        let Some(cpuset) = self.controllers().controller_of::<CpuSetController>() else { return Ok(()) };
         let mut missing = Vec::new();
         let mut values = None;
         for directory in cpuset.path().ancestors() {
@@ -295,7 +301,7 @@ impl Cgroup {
 
     /// Every process in it and below it. A process is in the cgroup of the same name in each hierarchy.
     pub(crate) fn pids(&self) -> Vec<i32> {
-        self.directories.first().map(|directory| tree::processes(directory)).unwrap_or_default()
+        self.directories().first().map(|directory| tree::processes(directory)).unwrap_or_default()
     }
 
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Error> {
@@ -310,7 +316,7 @@ impl Cgroup {
     /// The kernel freezes one task after the other. cgroup v2 says when it is done; v1 has to be asked again, and told again about tasks that were
     /// made meanwhile.
     fn wait_until_frozen(&self) -> Result<(), Error> {
-        if self.directory.v2() {
+        if is_unified() {
             if self.wait_for_event("frozen 1") {
                 return Ok(());
             }
@@ -332,7 +338,7 @@ impl Cgroup {
 
     /// SIGKILL to everything in it, frozen or not.
     pub(crate) fn kill(&self) {
-        if self.directory.v2() && self.directory.kill().is_ok() {
+        if is_unified() && self.controllers().kill().is_ok() {
             return;
         }
         let pids = self.pids();
@@ -349,7 +355,7 @@ impl Cgroup {
     pub(crate) fn remove(&self) -> Result<(), Error> {
         let end = Instant::now() + WITHIN;
         loop {
-            match self.directories.iter().try_for_each(|directory| tree::remove(directory)) {
+            match self.directories().iter().try_for_each(|directory| tree::remove(directory)) {
                 Err(Errno::BUSY) if Instant::now() < end => {}
                 result => {
                     return result.map_err(|error| Error::Cgroup {
@@ -360,7 +366,7 @@ impl Cgroup {
                 }
             }
             self.kill();
-            if self.directory.v2() {
+            if is_unified() {
                 self.wait_for_event("populated 0");
             } else {
                 std::thread::sleep(ASK_EVERY);

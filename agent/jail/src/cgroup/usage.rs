@@ -5,7 +5,7 @@ use std::fs;
 
 use cgroups_rs::manager::{FsManager, Manager as _};
 
-use super::{Cgroup, chain};
+use super::{Cgroup, chain, is_unified};
 use crate::error::Error;
 use crate::stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
 
@@ -19,7 +19,7 @@ impl Cgroup {
             reason: chain(&error),
         })?;
         let read = manager.stats();
-        let cpu = if self.directory.v2() {
+        let cpu = if is_unified() {
             self.cpu_of_v2()
         } else {
             let accounted = read.cpu.cpu_acct.unwrap_or_default();
@@ -57,7 +57,7 @@ impl Cgroup {
                 counters: self.counters("memory", "memory.stat"),
             },
             pids: Pids { current: read.pids.current, limit: u64::try_from(read.pids.limit).unwrap_or(0) },
-            block_io: if self.directory.v2() {
+            block_io: if is_unified() {
                 self.block_io_of_v2()
             } else {
                 BlockIo {
@@ -114,7 +114,7 @@ impl Cgroup {
     }
 
     fn oom_kills(&self) -> u64 {
-        let file = if self.directory.v2() { "memory.events" } else { "memory.oom_control" };
+        let file = if is_unified() { "memory.events" } else { "memory.oom_control" };
         self.counters("memory", file).get("oom_kill").copied().unwrap_or(0)
     }
 
