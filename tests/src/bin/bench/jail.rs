@@ -1,5 +1,5 @@
-//! The engine beside crun and runc, turn by turn in the same run, with the same bundles: as the agent uses it, in one process, and as a command
-//! line (`cli_…`). The peers are command lines in either case: there is no other way to use them.
+//! The engine beside crun and runc, turn by turn in the same run, with the same bundles: command line beside command line, and as the agent uses
+//! it, in one process (`engine_…`). The peers are command lines in either case: there is no other way to use them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -22,17 +22,19 @@ const AT_ONCE: usize = 50;
 const PROFILE: &str = "/usr/share/containers/seccomp.json";
 
 /// The names of the rows.
-pub(crate) const NAMES: [&str; 10] = [
+pub(crate) const NAMES: [&str; 12] = [
     "jail.run_true",
     "jail.run_cri",
     "jail.exec_true",
+    "jail.create_start_delete",
+    "jail.run_true_at_10",
     "jail.run_true_at_100",
     "jail.run_true_at_500",
+    "jail.50_at_once",
     "jail.peak_memory",
-    "jail.cli_run_true",
-    "jail.cli_run_cri",
-    "jail.cli_exec_true",
-    "jail.cli_50_at_once",
+    "jail.engine_run_true",
+    "jail.engine_run_cri",
+    "jail.engine_exec_true",
 ];
 
 /// The three that are compared: ours first.
@@ -119,6 +121,25 @@ impl Engines {
         self.turns(RUNS, |engine, run| self.call(engine, &["run", "--bundle", &bundle, &format!("bench{run}")]))
     }
 
+    /// The four calls that a container manager makes, with the wait for the container's end between them.
+    fn create_start_delete(&self) -> Result<Times> {
+        // What a call leaves behind is ours to wait for, as it is conmon's or the shim's.
+        rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("adopt containers")?;
+        let bundle = self.path("minimal").display().to_string();
+        let pid_file = self.path("pid");
+        let pid_path = pid_file.display().to_string();
+        self.turns(RUNS, |engine, run| {
+            let id = format!("managed{run}");
+            let mut create = self.command(engine, &["create", "--bundle", &bundle, "--pid-file", &pid_path, &id]);
+            ensure!(create.stderr(Stdio::null()).status().context("start an engine")?.success(), "create failed");
+            let pid: i32 = fs::read_to_string(&pid_file).context("read a number")?.parse().context("read a number")?;
+            self.call(engine, &["start", &id])?;
+            let pid = rustix::process::Pid::from_raw(pid);
+            rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).context("wait for a container")?;
+            self.call(engine, &["delete", &id])
+        })
+    }
+
     fn exec(&self) -> Result<Times> {
         let bundle = self.path("sleep").display().to_string();
         for engine in 0..3 {
@@ -170,7 +191,7 @@ impl Engines {
         let bundle = self.path("sleep").display().to_string();
         let names: Vec<String> = (0..count).map(|number| format!("alive{number}")).collect();
         let result =
-            names.iter().try_for_each(|name| self.detach(0, &bundle, name)).and_then(|()| self.library("minimal"));
+            names.iter().try_for_each(|name| self.detach(0, &bundle, name)).and_then(|()| self.run("minimal"));
         for name in &names {
             self.call(0, &["delete", "--force", name])?;
         }
@@ -370,15 +391,18 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
         }
         Ok(())
     };
-    add(["jail.run_true", "jail.run_true_vs_runc"], "ms", &|| engines.library("minimal"))?;
-    add(["jail.run_cri", "jail.run_cri_vs_runc"], "ms", &|| engines.library("cri"))?;
-    add(["jail.exec_true", "jail.exec_true_vs_runc"], "ms", &|| engines.library_exec())?;
+    add(["jail.run_true", "jail.run_true_vs_runc"], "ms", &|| engines.run("minimal"))?;
+    add(["jail.run_cri", "jail.run_cri_vs_runc"], "ms", &|| engines.run("cri"))?;
+    add(["jail.exec_true", "jail.exec_true_vs_runc"], "ms", &|| engines.exec())?;
+    let all_calls = &|| engines.create_start_delete();
+    add(["jail.create_start_delete", "jail.create_start_delete_vs_runc"], "ms", all_calls)?;
+    add(["jail.run_true_at_10", "jail.run_true_at_10_vs_runc"], "ms", &|| engines.beside_others(10))?;
     add(["jail.run_true_at_100", "jail.run_true_at_100_vs_runc"], "ms", &|| engines.beside_others(100))?;
     add(["jail.run_true_at_500", "jail.run_true_at_500_vs_runc"], "ms", &|| engines.beside_others(500))?;
     add(["jail.peak_memory", "jail.peak_memory_vs_runc"], "KiB", &|| engines.peak())?;
-    add(["jail.cli_run_true", "jail.cli_run_true_vs_runc"], "ms", &|| engines.run("minimal"))?;
-    add(["jail.cli_run_cri", "jail.cli_run_cri_vs_runc"], "ms", &|| engines.run("cri"))?;
-    add(["jail.cli_exec_true", "jail.cli_exec_true_vs_runc"], "ms", &|| engines.exec())?;
-    add(["jail.cli_50_at_once", "jail.cli_50_at_once_vs_runc"], "ms", &|| engines.at_once())?;
+    add(["jail.50_at_once", "jail.50_at_once_vs_runc"], "ms", &|| engines.at_once())?;
+    add(["jail.engine_run_true", "jail.engine_run_true_vs_runc"], "ms", &|| engines.library("minimal"))?;
+    add(["jail.engine_run_cri", "jail.engine_run_cri_vs_runc"], "ms", &|| engines.library("cri"))?;
+    add(["jail.engine_exec_true", "jail.engine_exec_true_vs_runc"], "ms", &|| engines.library_exec())?;
     Ok(all)
 }
