@@ -27,8 +27,10 @@ PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
             qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils runc crun \
             podman conmon containerd
 
-# A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target $(TARGET)
+# A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic. Packed relocations are three
+# hundred kilobytes less to load at boot and to keep in memory.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" \
+          cargo build --locked --release --target $(TARGET)
 
 say = @printf '\033[1m==>\033[0m %s\n' "$(1)"
 # Copies only what changed, so that what depends on it stays up to date.
