@@ -1,6 +1,6 @@
 //! The engine's own times, by Criterion: `cargo bench -p nacre-jail`. Beside its peers it is measured by `make bench ONLY=jail`.
 
-#![expect(clippy::unwrap_used, missing_docs, reason = "a benchmark may panic, and Criterion's macros have no documentation")]
+#![expect(clippy::unwrap_used, reason = "a benchmark may panic")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

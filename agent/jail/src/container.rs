@@ -8,6 +8,7 @@ use std::sync::PoisonError;
 use nacre_sys::clone::Cloned;
 use oci_spec::runtime::{self, ContainerState, LinuxDevice, LinuxResources};
 use rustix::process::Pid;
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::Io;
 use crate::cgroup::{self, Cgroup};
@@ -285,6 +286,11 @@ impl Container {
             Ok(Vec::new())
         };
         Ok(Process::new(launch.spawn(serve)?).stray_to(&self.strays))
+    }
+
+    /// What of `process` is left out when it is executed, because it can't be granted: a line each.
+    pub fn warnings(&self, process: &runtime::Process) -> Vec<String> {
+        plan::warnings(process, self.interior.namespaces.contains(ThreadNameSpaceType::USER))
     }
 
     /// Sends `signal` to every process of the container.

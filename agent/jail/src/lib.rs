@@ -8,6 +8,7 @@ mod cgroup;
 mod channel;
 mod container;
 mod copy_up;
+mod document;
 mod error;
 pub mod features;
 mod hook;
@@ -21,6 +22,7 @@ mod stats;
 mod step;
 
 pub use container::{Container, Status};
+pub use document::{Read, read_process, read_spec};
 pub use error::Error;
 pub use plan::{Plan, check_id, keep_filters_in};
 pub use process::{ExitStatus, Process};

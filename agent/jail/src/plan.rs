@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use nacre_sys::exec::StringArray;
 use oci_spec::runtime::{self, LinuxDevice, LinuxResources};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{CapabilitySet, CapabilitySets, ThreadNameSpaceType};
 
 use crate::Io;
 use crate::cgroup;
@@ -26,6 +26,8 @@ use crate::channel::Point;
 use crate::error::Error;
 use crate::launch::{Launch, Start};
 use crate::step::{Entry, Step};
+
+use capabilities::Capabilities;
 
 pub use check::id as check_id;
 pub(crate) use filter::{Filter, Listener};
@@ -68,6 +70,7 @@ pub struct Plan {
     inside_root: Vec<Step>,
     after_root: Vec<Step>,
     pub(crate) process: runtime::Process,
+    warnings: Vec<String>,
     kept: u32,
 }
 
@@ -93,6 +96,7 @@ impl Plan {
         check::bounds(spec, linux)?;
         process::check(&process)?;
         let namespaces = Namespaces::new(linux)?;
+        let warnings = warnings(&process, namespaces.has_user);
         let mut plan = Plan {
             cgroup: cgroup::path_of(id, linux.cgroups_path().as_deref())?,
             resources: linux.resources().clone(),
@@ -109,11 +113,17 @@ impl Plan {
             inside_root: Vec::new(),
             after_root: Vec::new(),
             process,
+            warnings,
             kept: 0,
         };
         plan.lay_out_names(spec, linux)?;
         plan.lay_out_root(spec, linux, root, bundle)?;
         Ok(plan)
+    }
+
+    /// What of the specification is left out because the system can't give it, and that without harm: a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Has the root moved over the old one instead of pivoting into it. The old root stays below: for hosts whose root can't be
@@ -257,7 +267,7 @@ impl Plan {
         } else {
             steps.extend(process::limits(&self.process)?);
         }
-        let tail = process_steps(&self.process, streams, &self.confinement, self.kept)?;
+        let tail = process_steps(&self.process, streams, &self.confinement, in_user_namespace, self.kept)?;
         steps.extend(tail.before_gate);
         behind_gate.extend(tail.behind_gate);
         (launch.steps, launch.last_steps) = (steps, behind_gate);
@@ -321,7 +331,7 @@ pub(crate) fn exec(
         steps.extend(process::limits(process)?);
     }
     steps.extend(process::affinity(process, process::Affinity::Final)?);
-    let tail = process_steps(process, streams, confinement, kept)?;
+    let tail = process_steps(process, streams, confinement, in_user_namespace, kept)?;
     steps.extend(tail.before_gate);
     (launch.steps, launch.last_steps) = (steps, tail.behind_gate);
     if *own_pid_namespace {
@@ -392,6 +402,7 @@ fn process_steps(
     process: &runtime::Process,
     streams: Streams,
     confinement: &Confinement,
+    in_user_namespace: bool,
     kept: u32,
 ) -> Result<Tail, Error> {
     let mut steps = vec![Step::Session];
@@ -408,22 +419,34 @@ fn process_steps(
     steps.push(Step::ChangeDirectory { path: cwd.clone(), last_chance: false });
     steps.push(Step::OwnStdio(process.user().uid()));
     steps.extend(process::label(process)?);
-    let capabilities = capabilities::of(process)?;
-    steps.push(Step::BoundCapabilities(capabilities.bounding));
+    let grantable = capabilities::grantable(in_user_namespace);
+    let (Capabilities { bounding, sets, ambient }, _) = capabilities::of(process, grantable);
+    steps.push(Step::BoundCapabilities(bounding));
     let confined = process.no_new_privileges().unwrap_or(false);
-    let mut filter = confinement.filter.clone().map(Filter::into_step);
-    if !confined {
-        steps.extend(filter.take()); // without no_new_privs, loading takes CAP_SYS_ADMIN, which is about to go
-    }
+    let mut behind_gate: Vec<Step> = confinement.filter.clone().map(Filter::into_step).into_iter().collect();
     steps.push(Step::Become(process::credentials(process)));
-    steps.push(Step::SetCapabilities(capabilities.rest));
+    if confined || behind_gate.is_empty() {
+        steps.push(Step::SetCapabilities { sets, ambient });
+    } else {
+        // The filter is the last but one thing, for it need not allow what we do; until it is loaded, what takes to load it must be permitted.
+        let until_then =
+            CapabilitySets { effective: sets.effective, permitted: grantable, inheritable: sets.inheritable };
+        steps.push(Step::SetCapabilities { sets: until_then, ambient: CapabilitySet::empty() });
+        behind_gate.insert(0, Step::MayFilter);
+        behind_gate.push(Step::SetCapabilities { sets, ambient });
+    }
     steps.push(Step::ChangeDirectory { path: cwd, last_chance: true });
     if confined {
         steps.push(Step::NoNewPrivileges);
     }
     steps.push(Step::FindProgram);
     steps.push(Step::Seal { first: 3 + kept });
-    Ok(Tail { before_gate: steps, behind_gate: filter.into_iter().collect() })
+    Ok(Tail { before_gate: steps, behind_gate })
+}
+
+/// What of `process` is left out because it can't be granted, a line each.
+pub(crate) fn warnings(process: &runtime::Process, in_user_namespace: bool) -> Vec<String> {
+    capabilities::of(process, capabilities::grantable(in_user_namespace)).1
 }
 
 /// The names of the capabilities that a specification may name, sorted.

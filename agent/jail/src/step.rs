@@ -133,13 +133,6 @@ pub(crate) struct Credentials {
     pub(crate) groups: Vec<Gid>,
 }
 
-/// A process's capabilities.
-#[derive(Debug)]
-pub(crate) struct Capabilities {
-    pub(crate) sets: CapabilitySets,
-    pub(crate) ambient: CapabilitySet,
-}
-
 /// How a process comes to have the container's root as its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entry {
@@ -200,7 +193,8 @@ pub(crate) enum Step {
     BoundCapabilities(CapabilitySet),
     Filter { program: Program, flags: u64 },
     Become(Credentials),
-    SetCapabilities(Capabilities),
+    SetCapabilities { sets: CapabilitySets, ambient: CapabilitySet },
+    MayFilter,
     NoNewPrivileges,
     Seal { first: u32 },
     FindProgram,
@@ -297,7 +291,8 @@ impl fmt::Display for Step {
             Step::BoundCapabilities(_) => f.write_str("bound the capabilities"),
             Step::Filter { .. } => f.write_str("load the seccomp filter"),
             Step::Become(who) => write!(f, "become user {} and group {}", who.uid.as_raw(), who.gid.as_raw()),
-            Step::SetCapabilities(_) => f.write_str("set the capabilities"),
+            Step::SetCapabilities { .. } => f.write_str("set the capabilities"),
+            Step::MayFilter => f.write_str("take the capability to load a filter"),
             Step::NoNewPrivileges => f.write_str("renounce new privileges"),
             Step::Seal { .. } => f.write_str("mark descriptors close-on-exec"),
             Step::FindProgram => f.write_str("find the program"),
@@ -393,7 +388,8 @@ impl Step {
                 None => Ok(()),
             },
             Step::Become(who) => task::become_user(who),
-            Step::SetCapabilities(capabilities) => task::set_capabilities(capabilities),
+            Step::SetCapabilities { sets, ambient } => task::set_capabilities(*sets, *ambient),
+            Step::MayFilter => task::may_filter(),
             Step::NoNewPrivileges => rustix::thread::set_no_new_privs(true),
             Step::Seal { first } => nacre_sys::exec::close_on_exec_from(*first).map_err(errno),
             Step::FindProgram => task::find_program(walk),

@@ -68,6 +68,67 @@ fn all_five_sets_of_capabilities_are_as_asked() {
 }
 
 #[test]
+fn capabilities_that_cannot_be_granted_are_left_out_and_told() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("busybox grep -E 'CapAmb|CapEff' /proc/self/status");
+    json["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL"], "effective": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL"], "ambient": ["CAP_KILL"],
+    });
+    let spec: Spec = serde_json::from_value(json.clone()).unwrap();
+    let warnings = Plan::new("ungranted", &spec, bundle.0.path()).unwrap().warnings().to_vec();
+    assert_eq!(
+        warnings,
+        [
+            "process.capabilities.effective: CAP_CHOWN is left out: it is not permitted",
+            "process.capabilities.ambient: CAP_KILL is left out: it is not permitted and inheritable",
+        ]
+    );
+    let (text, _) = run(&bundle, "ungranted", &json).unwrap();
+    assert_eq!(text, "CapEff:\t0000000000000020\nCapAmb:\t0000000000000000\n");
+}
+
+/// Calls that nobody would think of allowing, and that the engine makes on the way: faccessat2, close_range, prctl, setgroups, …
+#[test]
+fn a_filter_need_not_allow_what_the_engine_does() {
+    for confined in [true, false] {
+        let calls = [
+            "execve",
+            "read",
+            "write",
+            "exit",
+            "exit_group",
+            "brk",
+            "arch_prctl",
+            "mmap",
+            "munmap",
+            "mprotect",
+            "set_tid_address",
+            "set_robust_list",
+            "rseq",
+            "prlimit64",
+            "readlink",
+            "getrandom",
+            "getuid",
+            "capset",
+            "prctl",
+            "fstat",
+            "newfstatat",
+        ];
+        let edit = |spec: &mut Value| {
+            spec["process"]["args"] = json!(["echo", "through"]);
+            spec["process"]["noNewPrivileges"] = confined.into();
+            spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+            spec["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38,
+                "syscalls": [{ "names": calls, "action": "SCMP_ACT_ALLOW" }],
+            });
+        };
+        let Some(text) = output(&format!("narrow{confined}"), edit, "") else { return };
+        assert_eq!(text, "through\n");
+    }
+}
+
+#[test]
 fn a_label_without_its_security_module_is_an_error() {
     let Some(bundle) = bundle() else { return };
     let modules = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();

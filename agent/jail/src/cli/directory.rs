@@ -170,7 +170,7 @@ impl Entry {
         let bytes = read(&self.path, MAX_REMEMBERED)?;
         let mut values = serde_json::Deserializer::from_slice(&bytes);
         let intent = Intent::deserialize(&mut values).with_context(act)?;
-        let spec = serde_json::from_str(intent.spec.get()).with_context(act)?;
+        let spec = nacre_jail::read_spec(intent.spec.get().as_bytes()).with_context(act)?.value;
         let record = match Record::deserialize(&mut values) {
             // Its maker was killed before it had written all of it.
             Err(error) if error.is_eof() => None,
@@ -211,7 +211,9 @@ impl Entry {
 /// Reads a specification: parsed, and its bytes.
 pub fn read_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
     let bytes = read(path, MAX_SPEC)?;
-    let spec: Spec = serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))?;
+    let nacre_jail::Read { value: spec, warnings } =
+        nacre_jail::read_spec(&bytes).with_context(|| format!("parse {}", path.display()))?;
+    warnings.iter().for_each(|warning| super::log::warn(warning));
     if spec.version().split('.').next() != Some("1") {
         bail!("{}: ociVersion {:?} is not 1.x", path.display(), spec.version());
     }
@@ -220,13 +222,30 @@ pub fn read_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
 
 /// Reads a file of at most `limit` bytes.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let act = || format!("read {}", path.display());
-    // A pipe without a writer would have us wait for one.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).with_context(act)?);
-    if !file.metadata().with_context(act)?.is_file() {
+    let file = open(path)?;
+    if !file.metadata().with_context(|| format!("read {}", path.display()))?.is_file() {
         bail!("read {}: not a file", path.display());
     }
+    read_to_end(path, file, limit)
+}
+
+/// As [`read`], but the file may be a pipe: that of a shell's `<(…)`.
+pub fn read_stream(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = open(path)?;
+    // Whoever writes may take some time. A pipe that nobody writes to is at its end.
+    rustix::io::ioctl_fionbio(&file, false).with_context(|| format!("read {}", path.display()))?;
+    read_to_end(path, file, limit)
+}
+
+/// A pipe without a writer would have us wait for one.
+fn open(path: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).with_context(|| format!("read {}", path.display()))?;
+    Ok(File::from(file))
+}
+
+fn read_to_end(path: &Path, file: File, limit: u64) -> Result<Vec<u8>> {
+    let act = || format!("read {}", path.display());
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).with_context(act)?;
     if bytes.len() as u64 > limit {

@@ -9,7 +9,7 @@ use super::args::Exec;
 use super::console::{self, Terminal};
 use super::directory::Root;
 use super::signals::Signals;
-use super::{foreground, lifecycle, process_spec};
+use super::{foreground, lifecycle, log, process_spec};
 
 pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
     let (container, remembered) = root.find(&args.id)?.open()?;
@@ -26,6 +26,7 @@ pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
         if args.preserve_fds > 1024 {
             bail!("--preserve-fds {}: more than 1024", args.preserve_fds);
         }
+        container.warnings(&process).iter().for_each(|warning| log::warn(warning));
         let listening = if args.detach { None } else { Some(Signals::listen()?) };
         let io = if wanted { Io::Terminal { size: None } } else { Io::Inherit };
         let process = container.exec(&process, io, args.preserve_fds)?;

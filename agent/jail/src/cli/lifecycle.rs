@@ -10,8 +10,8 @@ use oci_spec::runtime::Spec;
 use super::args::{Create, Kill, Run};
 use super::console::{self, Terminal};
 use super::directory::{self, Entry, Root};
-use super::foreground;
 use super::signals::{self, Signals};
+use super::{foreground, log};
 
 /// How the start gate of a new container is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,7 @@ fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Conta
     let terminal = Terminal::of(wanted, detach, args.console_socket.as_deref())?;
     let descriptors = descriptors(args.preserve_fds, &mut spec)?;
     let mut plan = Plan::new(&args.id, &spec, &bundle)?.keep_descriptors(descriptors);
+    plan.warnings().iter().for_each(|warning| log::warn(warning));
     if args.no_pivot {
         plan = plan.no_pivot();
     }
@@ -144,10 +145,9 @@ fn delete_made(container: Container, entry: &Entry) -> Result<()> {
 
 /// A container is gone whatever its last hooks did.
 fn warn_of_hooks(deleted: Result<(), Error>) -> Result<()> {
-    use std::io::Write as _;
     match deleted {
         Err(error @ Error::Hook { .. }) => {
-            let _ = writeln!(std::io::stderr(), "nacre-jail: warning: {error}"); // there is nobody else to tell
+            log::warn(&error.to_string());
             Ok(())
         }
         result => Ok(result?),

@@ -1,18 +1,44 @@
-//! The log file: one line an error, in the forms that callers of runc parse.
+//! What there is to say to whoever called: on standard error, and one line each in the log file, in the forms that callers of runc parse.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use super::args::{Args, LogFormat};
 use super::time;
 
-/// Appends `message`. A log that can't be written is not worth another error.
-pub fn error(args: &Args, message: &str) {
-    let Some(path) = &args.log else { return };
+static FILE: OnceLock<(PathBuf, LogFormat)> = OnceLock::new();
+
+/// Writes to the file that `args` name from now on.
+pub fn start(args: &Args) {
+    if let Some(path) = &args.log {
+        let _ = FILE.set((path.clone(), args.log_format)); // nobody else sets it
+    }
+}
+
+/// Why the call fails.
+pub fn error(message: &str) {
+    append("error", message);
+    let _ = writeln!(std::io::stderr(), "nacre-jail: {message}"); // there is nobody else to tell
+}
+
+/// What is odd. With a log file it stands there alone: standard error may be the container's.
+pub fn warn(message: &str) {
+    if FILE.get().is_some() {
+        append("warning", message);
+    } else {
+        let _ = writeln!(std::io::stderr(), "nacre-jail: warning: {message}"); // as above
+    }
+}
+
+/// A log that can't be written is not worth another error.
+fn append(level: &str, message: &str) {
+    let Some((path, format)) = FILE.get() else { return };
     let Ok(mut file) = OpenOptions::new().append(true).create(true).open(path) else { return };
-    let line = match args.log_format {
-        LogFormat::Json => serde_json::json!({ "level": "error", "msg": message, "time": time::now() }).to_string(),
-        LogFormat::Text => format!("time={:?} level=error msg={message:?}", time::now()),
+    let line = match format {
+        LogFormat::Json => serde_json::json!({ "level": level, "msg": message, "time": time::now() }).to_string(),
+        LogFormat::Text => format!("time={:?} level={level} msg={message:?}", time::now()),
     };
     let _ = writeln!(file, "{line}"); // see above
 }

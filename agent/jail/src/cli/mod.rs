@@ -14,8 +14,6 @@ mod signals;
 mod time;
 mod update;
 
-use std::io::Write as _;
-
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser as _};
 
@@ -26,7 +24,7 @@ use directory::Root;
 pub fn main() -> u8 {
     let _ = rustix::thread::set_name(c"nacre-jail"); // and not what the descriptor is called from which it started again
     if let Err(error) = nacre_sys::early::protected() {
-        let _ = writeln!(std::io::stderr(), "nacre-jail: start again from a read-only mount: {error}"); // there is nobody else to tell
+        log::error(&format!("start again from a read-only mount: {error}"));
         return 1;
     }
     let args = match Args::try_parse() {
@@ -37,12 +35,11 @@ pub fn main() -> u8 {
             return failed.into();
         }
     };
+    log::start(&args);
     match dispatch(&args) {
         Ok(code) => code,
         Err(error) => {
-            let text = describe(&error);
-            log::error(&args, &text);
-            let _ = writeln!(std::io::stderr(), "nacre-jail: {text}"); // there is nobody else to tell
+            log::error(&describe(&error));
             failure(&args.command, &error)
         }
     }

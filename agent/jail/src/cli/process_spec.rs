@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use oci_spec::runtime::{Capability, Process, Spec};
 
 use super::args::Exec;
-use super::directory;
+use super::{directory, log};
 
 /// The longest process that is read.
 const MAX_PROCESS: u64 = 4 << 20;
@@ -15,9 +15,10 @@ const MAX_PROCESS: u64 = 4 << 20;
 /// The process that `args` ask for: from a file, or the container's own with changes.
 pub fn of(args: &Exec, spec: &Spec) -> Result<Process> {
     if let Some(path) = &args.process {
-        let bytes = directory::read(path, MAX_PROCESS)?;
-        let mut process: Process =
-            serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))?;
+        let bytes = directory::read_stream(path, MAX_PROCESS)?;
+        let nacre_jail::Read { value: mut process, warnings } =
+            nacre_jail::read_process(&bytes).with_context(|| format!("parse {}", path.display()))?;
+        warnings.iter().for_each(|warning| log::warn(warning));
         if args.tty {
             process.set_terminal(Some(true));
         }
@@ -55,7 +56,7 @@ pub fn of(args: &Exec, spec: &Spec) -> Result<Process> {
     if args.process_label.is_some() {
         process.set_selinux_label(args.process_label.clone());
     }
-    add_capabilities(&mut process, &args.cap)?;
+    add_capabilities(&mut process, &args.cap);
     Ok(process)
 }
 
@@ -71,20 +72,27 @@ fn set_user(process: &mut Process, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
+fn add_capabilities(process: &mut Process, names: &[String]) {
     if names.is_empty() {
-        return Ok(());
+        return;
     }
-    let parse = |name: &String| -> Result<Capability> {
-        serde_json::from_value(name.to_ascii_uppercase().into()).with_context(|| format!("--cap {name}"))
+    let known = |name: &String| {
+        let capability = serde_json::from_value(name.to_ascii_uppercase().into()).ok();
+        if capability.is_none() {
+            log::warn(&format!("--cap {name}: is not known and left out"));
+        }
+        capability
     };
-    let more = names.iter().map(parse).collect::<Result<HashSet<Capability>>>()?;
+    let more: HashSet<Capability> = names.iter().filter_map(known).collect();
     let mut sets = process.capabilities().clone().unwrap_or_default();
     let with = |set: &Option<HashSet<Capability>>| Some(set.iter().flatten().chain(&more).copied().collect());
     let (bounding, effective, permitted) = (with(sets.bounding()), with(sets.effective()), with(sets.permitted()));
     sets.set_bounding(bounding).set_effective(effective).set_permitted(permitted);
+    // What is inheritable already may be ambient, too; nothing becomes inheritable that was not (CVE-2022-29162).
+    let inheritable = sets.inheritable().iter().flatten();
+    let ambient = sets.ambient().iter().flatten().chain(inheritable.filter(|c| more.contains(c))).copied().collect();
+    sets.set_ambient(Some(ambient));
     process.set_capabilities(Some(sets));
-    Ok(())
 }
 
 /// Writes a config.json with a shell in it, as confined as a container usually is.

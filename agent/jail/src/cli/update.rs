@@ -32,7 +32,7 @@ fn read(path: &Path) -> Result<LinuxResources> {
         std::io::stdin().lock().take(MAX_RESOURCES).read_to_end(&mut bytes).context("read standard input")?;
         bytes
     } else {
-        directory::read(path, MAX_RESOURCES)?
+        directory::read_stream(path, MAX_RESOURCES)?
     };
     serde_json::from_slice(&bytes).with_context(|| format!("parse {}", path.display()))
 }

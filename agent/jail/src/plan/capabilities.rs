@@ -1,45 +1,49 @@
-//! `process.capabilities`.
+//! `process.capabilities`. What can't be granted is left out and told, not refused (config.md, "Linux Process").
 
 use std::collections::HashSet;
 
 use oci_spec::runtime::{Capability, Process};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use crate::error::Error;
-use crate::step::Capabilities;
-
-/// The bounding set is given up first, the rest after the user has changed.
-pub(super) struct AllCapabilities {
+/// What a process has when its program starts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capabilities {
+    /// Given up first, while one still may.
     pub(super) bounding: CapabilitySet,
-    pub(super) rest: Capabilities,
+    pub(super) sets: CapabilitySets,
+    pub(super) ambient: CapabilitySet,
 }
 
-/// A process whose specification names no capabilities has none.
-pub(super) fn of(process: &Process) -> Result<AllCapabilities, Error> {
-    let set = |capabilities: Option<&HashSet<Capability>>| {
-        capabilities.into_iter().flatten().fold(CapabilitySet::empty(), |set, capability| set | bit(*capability))
-    };
-    let Some(asked) = process.capabilities() else {
-        let sets = CapabilitySets {
-            effective: CapabilitySet::empty(),
-            permitted: CapabilitySet::empty(),
-            inheritable: CapabilitySet::empty(),
-        };
-        let rest = Capabilities { sets, ambient: CapabilitySet::empty() };
-        return Ok(AllCapabilities { bounding: CapabilitySet::empty(), rest });
-    };
-    let sets = CapabilitySets {
-        effective: set(asked.effective().as_ref()),
-        permitted: set(asked.permitted().as_ref()),
-        inheritable: set(asked.inheritable().as_ref()),
-    };
-    let ambient = set(asked.ambient().as_ref());
-    if !sets.permitted.contains(sets.effective) {
-        return Err(Error::spec("process.capabilities.effective", "has what the permitted set has not"));
+/// All that the caller may grant: what it has itself and, in a user namespace, everything.
+pub(super) fn grantable(in_user_namespace: bool) -> CapabilitySet {
+    if in_user_namespace {
+        return CapabilitySet::all();
     }
-    // A capability is ambient only while it is permitted and inheritable (capabilities(7)).
-    let ambient = ambient & sets.permitted & sets.inheritable;
-    Ok(AllCapabilities { bounding: set(asked.bounding().as_ref()), rest: Capabilities { sets, ambient } })
+    rustix::thread::capabilities(None).map_or(CapabilitySet::all(), |own| own.permitted)
+}
+
+/// The capabilities of `process`, and a line for each that is left out. A process whose specification names none has none.
+pub(super) fn of(process: &Process, grantable: CapabilitySet) -> (Capabilities, Vec<String>) {
+    let mut warnings = Vec::new();
+    let asked = process.capabilities().as_ref();
+    let mut set = |name: &str, names: Option<&HashSet<Capability>>, within: CapabilitySet, why: &str| {
+        let names = names.into_iter().flatten();
+        let asked = names.fold(CapabilitySet::empty(), |set, capability| set | bit(*capability));
+        for capability in ALL.iter().filter(|capability| (asked - within).contains(bit(**capability))) {
+            warnings.push(format!("process.capabilities.{name}: {capability} is left out: {why}"));
+        }
+        asked & within
+    };
+    let bounding = set("bounding", asked.and_then(|a| a.bounding().as_ref()), CapabilitySet::all(), "");
+    let permitted =
+        set("permitted", asked.and_then(|a| a.permitted().as_ref()), grantable, "this runtime does not have it itself");
+    let effective = set("effective", asked.and_then(|a| a.effective().as_ref()), permitted, "it is not permitted");
+    let inheritable =
+        set("inheritable", asked.and_then(|a| a.inheritable().as_ref()), bounding, "it is not in the bounding set");
+    let both = permitted & inheritable;
+    let ambient = set("ambient", asked.and_then(|a| a.ambient().as_ref()), both, "it is not permitted and inheritable");
+    let sets = CapabilitySets { effective, permitted, inheritable };
+    (Capabilities { bounding, sets, ambient }, warnings)
 }
 
 /// In the order of their numbers (linux/capability.h).

@@ -7,9 +7,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{Capabilities, Credentials, Inside, Walk, errno, root, taken, write_file};
+use super::{Credentials, Inside, Walk, errno, root, taken, write_file};
 use crate::channel::{self, Point};
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
@@ -161,10 +161,17 @@ pub(super) fn become_user(who: &Credentials) -> Result<(), Errno> {
     nacre_sys::process::hide().map_err(errno) // a change of user makes a process visible again
 }
 
-pub(super) fn set_capabilities(capabilities: &Capabilities) -> Result<(), Errno> {
-    rustix::thread::set_capabilities(None, capabilities.sets)?;
+/// Without no_new_privs it takes CAP_SYS_ADMIN to load a filter: it is made effective for just that.
+pub(super) fn may_filter() -> Result<(), Errno> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective |= CapabilitySet::SYS_ADMIN;
+    rustix::thread::set_capabilities(None, sets)
+}
+
+pub(super) fn set_capabilities(sets: CapabilitySets, ambient: CapabilitySet) -> Result<(), Errno> {
+    rustix::thread::set_capabilities(None, sets)?;
     rustix::thread::clear_ambient_capability_set()?;
-    for capability in capabilities.ambient.iter() {
+    for capability in ambient.iter() {
         rustix::thread::configure_capability_in_ambient_set(capability, true)?;
     }
     Ok(())

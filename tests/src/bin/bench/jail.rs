@@ -190,8 +190,7 @@ impl Engines {
     fn beside_others(&self, count: usize) -> Result<Times> {
         let bundle = self.path("sleep").display().to_string();
         let names: Vec<String> = (0..count).map(|number| format!("alive{number}")).collect();
-        let result =
-            names.iter().try_for_each(|name| self.detach(0, &bundle, name)).and_then(|()| self.run("minimal"));
+        let result = names.iter().try_for_each(|name| self.detach(0, &bundle, name)).and_then(|()| self.run("minimal"));
         for name in &names {
             self.call(0, &["delete", "--force", name])?;
         }
