@@ -182,22 +182,27 @@ impl Plan {
         if entry == Entry::Pivot {
             self.before_root.push(Step::PrivateMounts(propagation));
         }
-        let path = c_string("root.path", &bundle.join(root.path()).to_string_lossy())?;
+        let root_path = bundle.join(root.path());
+        let path = c_string("root.path", &root_path.to_string_lossy())?;
         self.before_root.push(Step::OpenRoot { path, tree: None, propagation, entry });
         let asked = spec.mounts().as_deref().unwrap_or_default();
         let context = mounts::Context {
             bundle,
+            root: &root_path,
             cgroup: &self.cgroup,
             maps: self.namespaces.maps.as_ref(),
             propagation,
             label: process::mount_label(linux)?,
         };
-        self.inside_root = mounts::lay_out(asked, &context)?;
+        let laid = mounts::lay_out(asked, &context)?;
+        self.inside_root = laid.steps;
+        self.warnings.extend(laid.warnings);
         self.shows_cgroup = asked.iter().any(mounts::is_cgroup);
         let nodes = linux.devices().as_deref().unwrap_or_default();
         self.inside_root.extend(devices::lay_out(asked, nodes, self.namespaces.has_user)?);
         let cwd = process::cwd(&self.process)?;
         self.inside_root.push(Step::MakeDirectory(mounts::inside("process.cwd", cwd)?));
+        self.after_root.extend(laid.last);
         for path in linux.readonly_paths().iter().flatten() {
             self.after_root.push(Step::Protect(mounts::inside("linux.readonlyPaths", Path::new(path))?));
         }

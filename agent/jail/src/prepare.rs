@@ -35,7 +35,9 @@ pub(crate) fn prepare(steps: &mut [Step]) -> Result<(), Error> {
 
 fn prepare_mount(mount: &mut Mount, root: Option<&OwnedFd>) -> Result<(), Errno> {
     match &mount.source {
-        Source::Bind { path, recursive, ids } => {
+        // What is inside the root is there once the mounts before it are.
+        Source::Bind { inside: Some(_), .. } => {}
+        Source::Bind { path, recursive, ids, .. } => {
             let tree = clone_tree(path, *recursive)?;
             if let Some(ids) = ids {
                 let namespace = user_namespace(&Maps { uids: ids.uids.clone(), gids: ids.gids.clone() })?;
@@ -43,7 +45,7 @@ fn prepare_mount(mount: &mut Mount, root: Option<&OwnedFd>) -> Result<(), Errno>
             }
             mount.tree = Some(tree);
         }
-        Source::New { kind, options, copy: true } => {
+        Source::New { kind, options, copy: true, .. } => {
             let tree = new_mount(kind, options)?;
             let has_mode = options.iter().any(|(key, _)| key.as_c_str() == c"mode");
             let root = root.ok_or(Errno::BADF)?;

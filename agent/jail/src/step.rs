@@ -5,8 +5,10 @@
 //! number, says what it was about. A descriptor that a step has used is closed by it, so that none is open when the program starts or
 //! when a path of the container's is followed.
 
+mod path;
 mod root;
 mod task;
+mod views;
 
 use std::ffi::{CStr, CString};
 use std::fmt;
@@ -23,52 +25,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, LinkNameSpaceType, T
 
 use crate::channel::{self, Message, Point};
 
+pub(crate) use path::Inside;
 pub(crate) use root::{clone_tree, new_mount};
-
-/// An absolute path inside the container, with each of its prefixes: `/a`, `/a/b`, `/a/b/c`.
-#[derive(Debug)]
-pub(crate) struct Inside {
-    prefixes: Vec<Prefix>,
-}
-
-/// One prefix of a path and its last name.
-#[derive(Debug)]
-struct Prefix {
-    path: CString,
-    name: CString,
-}
-
-impl Inside {
-    /// `None` when the path holds a NUL.
-    pub(crate) fn new(path: &std::path::Path) -> Option<Inside> {
-        use std::os::unix::ffi::OsStrExt as _;
-        let mut prefixes = Vec::new();
-        let mut whole = Vec::new();
-        for component in path.components() {
-            let std::path::Component::Normal(name) = component else { continue };
-            whole.push(b'/');
-            whole.extend(name.as_bytes());
-            prefixes
-                .push(Prefix { path: CString::new(whole.as_slice()).ok()?, name: CString::new(name.as_bytes()).ok()? });
-        }
-        Some(Inside { prefixes })
-    }
-
-    /// Whether it is the root itself.
-    pub(crate) fn is_root(&self) -> bool {
-        self.prefixes.is_empty()
-    }
-
-    pub(crate) fn path(&self) -> &CStr {
-        self.prefixes.last().map_or(c"/", |prefix| &prefix.path)
-    }
-}
-
-impl fmt::Display for Inside {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.path().to_string_lossy())
-    }
-}
 
 /// What a mount brings.
 #[derive(Debug)]
@@ -79,6 +37,8 @@ pub(crate) enum Source {
         recursive: bool,
         /// Whether its owners are shown through other ids.
         ids: Option<IdMap>,
+        /// Where it is inside the root, if it is: there it is found when the mounts before it have been made.
+        inside: Option<Inside>,
     },
     /// A new file system: its type, and its options in order.
     New {
@@ -86,6 +46,8 @@ pub(crate) enum Source {
         options: Vec<(CString, Option<CString>)>,
         /// Whether it starts with a copy of what it covers (`tmpcopyup`).
         copy: bool,
+        /// Whether it takes the mode of the directory that it covers.
+        takes_mode: bool,
     },
 }
 

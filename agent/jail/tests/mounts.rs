@@ -239,6 +239,110 @@ fn a_root_can_be_moved_into_place_where_it_cannot_be_pivoted_into() {
 }
 
 #[test]
+fn a_root_that_is_moved_into_place_leaves_no_other_view_of_the_kernel_below() {
+    let Some(bundle) = bundle() else { return };
+    let script = "busybox unshare -Urmpf busybox mount -t proc proc /mnt 2>&1; busybox unshare -Urm busybox mount -t sysfs sys /mnt 2>&1";
+    fs::create_dir(bundle.0.path().join("rootfs/mnt")).unwrap();
+    let mut json = spec(script);
+    for set in ["bounding", "effective", "permitted"] {
+        json["process"]["capabilities"][set]
+            .as_array_mut()
+            .unwrap()
+            .extend([json!("CAP_SYS_ADMIN"), json!("CAP_SETPCAP")]);
+    }
+    json["process"]["noNewPrivileges"] = false.into();
+    json["linux"]["maskedPaths"] = json!(["/proc/kcore", "/sys/firmware", "/sys/kernel"]);
+    let spec: Spec = serde_json::from_value(json).unwrap();
+    for moved in [false, true] {
+        let (read, io) = common::pipes();
+        let mut plan = Plan::new("views", &spec, bundle.0.path()).unwrap();
+        if moved {
+            plan = plan.no_pivot();
+        }
+        let container = Container::run(plan, io).unwrap();
+        let said = common::drain(read);
+        container.delete().unwrap();
+        let refused =
+            said.lines().filter(|line| line.contains("ermission denied") || line.contains("not permitted")).count();
+        assert_eq!(refused, 2, "moved: {moved}: {said}");
+    }
+}
+
+#[test]
+fn a_link_that_leads_nowhere_gets_its_target_where_something_is_mounted() {
+    let Some(bundle) = bundle() else { return };
+    let rootfs = bundle.0.path().join("rootfs");
+    fs::create_dir(rootfs.join("etc")).unwrap();
+    std::os::unix::fs::symlink("../run/resolver/stub.conf", rootfs.join("etc/resolv.conf")).unwrap();
+    std::os::unix::fs::symlink("/var/data/x", rootfs.join("data")).unwrap();
+    std::os::unix::fs::symlink("loop", rootfs.join("loop")).unwrap();
+    fs::write(bundle.0.path().join("resolv.conf"), "nameserver 10.0.0.1\n").unwrap();
+    let mut json = spec("cat /etc/resolv.conf; ls -d /data/deep /var/data/x/deep");
+    add_mount(&mut json, json!({ "destination": "/etc/resolv.conf", "source": "resolv.conf", "options": ["bind"] }));
+    add_mount(&mut json, json!({ "destination": "/data/deep", "type": "tmpfs" }));
+    assert_eq!(run(&bundle, "dangling", &json).unwrap().0, "nameserver 10.0.0.1\n/data/deep\n/var/data/x/deep\n");
+    add_mount(&mut json, json!({ "destination": "/loop/x", "type": "tmpfs" }));
+    let error = run(&bundle, "dangling", &json).unwrap_err().to_string();
+    assert!(error.starts_with("mount tmpfs on /loop/x: ELOOP"), "{error}");
+}
+
+#[test]
+fn a_source_may_come_from_an_earlier_mount() {
+    let Some(bundle) = bundle() else { return };
+    let dir = directory(&bundle, "data");
+    fs::create_dir(dir.join("inner")).unwrap();
+    fs::write(dir.join("inner/file"), "found\n").unwrap();
+    let inside = bundle.0.path().join("rootfs/first/inner");
+    let mut json = spec("cat /second/file");
+    add_mount(&mut json, json!({ "destination": "/first", "source": dir, "options": ["bind"] }));
+    add_mount(&mut json, json!({ "destination": "/second", "source": inside, "options": ["rbind"] }));
+    assert_eq!(run(&bundle, "earlier", &json).unwrap().0, "found\n");
+    // A link of the image's there leads nowhere outside.
+    std::os::unix::fs::symlink("/etc", bundle.0.path().join("rootfs/way")).unwrap();
+    let mut json = spec("ls /third");
+    let source = bundle.0.path().join("rootfs/way");
+    add_mount(&mut json, json!({ "destination": "/third", "source": source, "options": ["bind"] }));
+    let error = run(&bundle, "earlier", &json).unwrap_err().to_string();
+    assert!(error.ends_with("ENOENT: No such file or directory (os error 2)"), "{error}");
+}
+
+#[test]
+fn a_tmpfs_takes_the_mode_of_what_it_covers_and_is_read_only_when_all_is_in_it() {
+    let Some(bundle) = bundle() else { return };
+    let covered = bundle.0.path().join("rootfs/covered");
+    fs::create_dir(&covered).unwrap();
+    fs::set_permissions(&covered, std::os::unix::fs::PermissionsExt::from_mode(0o710)).unwrap();
+    let mut json = spec("stat -c '%a' /covered /with-mode /fresh; touch /dev/x 2>&1; ls -d /dev/null /dev/pts/ptmx");
+    json["mounts"][1]["options"] = json!(["nosuid", "mode=755", "ro"]);
+    add_mount(&mut json, json!({ "destination": "/covered", "type": "tmpfs" }));
+    add_mount(&mut json, json!({ "destination": "/with-mode", "type": "tmpfs", "options": ["mode=701"] }));
+    add_mount(&mut json, json!({ "destination": "/fresh", "type": "tmpfs" }));
+    assert_eq!(
+        run(&bundle, "modes", &json).unwrap().0,
+        "710\n701\n1777\ntouch: /dev/x: Read-only file system\n/dev/null\n/dev/pts/ptmx\n"
+    );
+}
+
+#[test]
+fn flags_of_file_systems_are_taken_and_where_they_mean_nothing_told() {
+    let Some(bundle) = bundle() else { return };
+    let dir = directory(&bundle, "plain");
+    let mut json = spec("busybox grep -oE '/synced .*sync' /proc/mounts | busybox wc -l");
+    let flags = ["async", "dirsync", "iversion", "lazytime", "mand", "noiversion", "nolazytime", "nomand", "sync"];
+    let options = [&["bind"][..], &flags].concat();
+    add_mount(&mut json, json!({ "destination": "/plain", "source": dir, "options": options }));
+    add_mount(
+        &mut json,
+        json!({ "destination": "/synced", "type": "tmpfs", "options": ["sync", "dirsync", "noiversion"] }),
+    );
+    let spec: Spec = serde_json::from_value(json.clone()).unwrap();
+    let plan = Plan::new("flags", &spec, bundle.0.path()).unwrap();
+    assert_eq!(plan.warnings().len(), flags.len(), "{:?}", plan.warnings());
+    assert!(plan.warnings()[0].starts_with("mounts[6]: async is left out"), "{:?}", plan.warnings());
+    assert_eq!(run(&bundle, "flags", &json).unwrap().0, "1\n");
+}
+
+#[test]
 fn a_mount_that_cannot_be_is_named_with_its_options() {
     let Some(bundle) = bundle() else { return };
     for (mount, expected) in [

@@ -30,7 +30,7 @@ pub(super) fn of(process: &Process, grantable: CapabilitySet) -> (Capabilities, 
         let names = names.into_iter().flatten();
         let asked = names.fold(CapabilitySet::empty(), |set, capability| set | bit(*capability));
         for capability in ALL.iter().filter(|capability| (asked - within).contains(bit(**capability))) {
-            warnings.push(format!("process.capabilities.{name}: {capability} is left out: {why}"));
+            warnings.push(format!("process.capabilities.{name}: CAP_{capability} is left out: {why}"));
         }
         asked & within
     };

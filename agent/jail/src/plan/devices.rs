@@ -74,7 +74,7 @@ fn bind(property: &str, node: Node) -> Result<Step, Error> {
     let recursive_attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     Ok(Step::Mount(Box::new(Mount {
         target: node.path,
-        source: Source::Bind { path, recursive: false, ids: None },
+        source: Source::Bind { path, recursive: false, ids: None, inside: None },
         options: String::new(),
         attr: MountAttr::default(),
         recursive_attr,

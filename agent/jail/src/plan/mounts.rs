@@ -34,6 +34,8 @@ pub(crate) fn inside(property: &str, path: &Path) -> Result<Inside, Error> {
 #[derive(Debug)]
 pub(super) struct Context<'a> {
     pub(super) bundle: &'a Path,
+    /// The root file system.
+    pub(super) root: &'a Path,
     /// The container's cgroup, below the hierarchy's root.
     pub(super) cgroup: &'a Path,
     /// The mappings of its new user namespace.
@@ -49,12 +51,23 @@ pub(super) fn is_cgroup(mount: &Asked) -> bool {
     matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2"))
 }
 
-/// Every mount, in the specification's order.
-pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Vec<Step>, Error> {
-    let mut steps = Vec::new();
+/// What becomes of the mounts.
+#[derive(Debug, Default)]
+pub(super) struct Laid {
+    /// Each of them, in the specification's order.
+    pub(super) steps: Vec<Step>,
+    /// What is done when all the rest is there.
+    pub(super) last: Vec<Step>,
+    /// What has been left out.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Every mount.
+pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Laid, Error> {
+    let Laid { mut steps, mut last, mut warnings } = Laid::default();
     for (i, mount) in mounts.iter().enumerate() {
         let property = format!("mounts[{i}]");
-        let options = parse(&property, mount.options().as_deref().unwrap_or_default())?;
+        let mut options = parse(&property, mount.options().as_deref().unwrap_or_default())?;
         let kind = mount.typ().as_deref().unwrap_or("none");
         // Old specifications have destinations without the leading slash.
         let destination = Path::new("/").join(mount.destination());
@@ -65,15 +78,30 @@ pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Vec<Ste
         if is_cgroup(mount) {
             steps.extend(cgroups(&property, &destination, &options, context)?);
         } else if options.bind || kind == "bind" {
+            warnings.extend(options.of_file_system.iter().map(|option| {
+                format!("{property}: {option} is left out: it is the file system's, not a bind mount's")
+            }));
             steps.push(bind(&property, mount, options, target, context)?);
         } else {
             if options.ids || mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
                 return Err(Error::spec(property, "only a bind mount can map ids"));
             }
+            for option in std::mem::take(&mut options.of_file_system) {
+                match option {
+                    "noiversion" => {} // what all are
+                    "iversion" => warnings.push(format!("{property}: iversion is left out: no system call sets it")),
+                    _ => options.rest.push((c_string(&property, option)?, None)),
+                }
+            }
+            if kind == "tmpfs" && options.attr.set & libc::MOUNT_ATTR_RDONLY != 0 {
+                // Devices and other mounts' places have to be made in it first.
+                options.attr.set &= !libc::MOUNT_ATTR_RDONLY;
+                last.push(Step::ReadOnly(target.clone()));
+            }
             steps.push(new(&property, kind, mount.source().as_deref(), options, target, context)?);
         }
     }
-    Ok(steps)
+    Ok(Laid { steps, last, warnings })
 }
 
 fn bind(
@@ -93,11 +121,16 @@ fn bind(
     if options.attr.propagation == 0 && options.recursive_attr.propagation == 0 {
         options.recursive_attr.propagation = context.propagation;
     }
-    let path = c_string(&format!("{property}.source"), &context.bundle.join(source).to_string_lossy())?;
+    let path = context.bundle.join(source);
     let ids = ids(property, mount, &options, context)?;
+    let lexical = path.components().all(|component| component != std::path::Component::ParentDir);
+    let within = path.strip_prefix(context.root).ok().filter(|_| lexical && ids.is_none());
+    let within = within.map(|path| Path::new("/").join(path));
+    let inside = within.map(|path| inside(&format!("{property}.source"), &path)).transpose()?;
+    let path = c_string(&format!("{property}.source"), &path.to_string_lossy())?;
     Ok(Step::Mount(Box::new(Mount {
         target,
-        source: Source::Bind { path, recursive: options.recursive, ids },
+        source: Source::Bind { path, recursive: options.recursive, ids, inside },
         options: options.text,
         attr: options.attr,
         recursive_attr: options.recursive_attr,
@@ -138,9 +171,12 @@ fn new(
     if let Some(label) = context.label.as_ref().filter(|_| matches!(kind, "tmpfs" | "devpts" | "ramfs")) {
         all.push((c"context".into(), Some(label.clone())));
     }
+    let has_mode = all.iter().any(|(key, _)| key.as_c_str() == c"mode");
+    let takes_mode = kind == "tmpfs" && !has_mode && !options.copy;
+    let kind_name = c_string(&format!("{property}.type"), kind)?;
     Ok(Step::Mount(Box::new(Mount {
         target,
-        source: Source::New { kind: c_string(&format!("{property}.type"), kind)?, options: all, copy: options.copy },
+        source: Source::New { kind: kind_name, options: all, copy: options.copy, takes_mode },
         options: options.text,
         attr: options.attr,
         recursive_attr: options.recursive_attr,
@@ -159,6 +195,7 @@ fn cgroups(property: &str, destination: &Path, options: &Options, context: &Cont
                 path: c_string(property, &directory.to_string_lossy())?,
                 recursive: false,
                 ids: None,
+                inside: None,
             },
             options: options.text.clone(),
             attr: options.attr,
@@ -207,8 +244,14 @@ struct Options {
     copy: bool,
     attr: MountAttr,
     recursive_attr: MountAttr,
+    /// Flags of the file system itself.
+    of_file_system: Vec<&'static str>,
     rest: Vec<(CString, Option<CString>)>,
 }
+
+/// Flags of file systems: for all mounts of one alike (mount(8), "Filesystem-independent mount options").
+const OF_FILE_SYSTEM: &[&str] =
+    &["async", "dirsync", "iversion", "lazytime", "mand", "noiversion", "nolazytime", "nomand", "sync"];
 
 const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 
@@ -251,7 +294,8 @@ pub(super) fn known_options() -> Vec<String> {
     let recursive = FLAGS.iter().map(|(name, ..)| format!("r{name}"));
     let plain = FLAGS.iter().map(|(name, ..)| (*name).to_string());
     let propagations = PROPAGATIONS.iter().map(|(name, ..)| (*name).to_string());
-    let others = ["bind", "rbind", "idmap", "ridmap", "tmpcopyup", "defaults", "remount"].map(String::from);
+    let others = ["bind", "rbind", "idmap", "ridmap", "tmpcopyup", "defaults", "remount"];
+    let others = others.iter().chain(OF_FILE_SYSTEM).map(|name| (*name).to_string());
     let mut all: Vec<String> = recursive.chain(plain).chain(propagations).chain(others).collect();
     all.sort_unstable();
     all
@@ -283,6 +327,8 @@ fn parse_one(property: &str, option: &str, parsed: &mut Options) -> Result<(), E
         apply(&mut parsed.attr, *set, *clear);
     } else if let Some((_, set, clear)) = option.strip_prefix('r').and_then(flag) {
         apply(&mut parsed.recursive_attr, *set, *clear);
+    } else if let Some(option) = OF_FILE_SYSTEM.iter().find(|known| **known == option) {
+        parsed.of_file_system.push(option);
     } else {
         if option.len() > MAX_OPTION {
             return Err(Error::spec(property, format!("an option of {} bytes is too long", option.len())));

@@ -1,5 +1,4 @@
-//! Steps that lay out the container's root. The image is hostile: every path of it is resolved inside the root, by the kernel
-//! (openat2(2), `RESOLVE_IN_ROOT`), and what was found is worked on by descriptor, never by name again.
+//! Steps that lay out the container's root.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -9,7 +8,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
-use super::{Entry, Inside, Mount, Node, Source, Walk, errno};
+use super::path::{Leaf, ensure, ensure_parent, open as open_inside};
+use super::{Entry, Inside, Mount, Node, Source, Walk, errno, views};
 
 const READ_ONLY: MountAttr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0 };
 
@@ -37,9 +37,6 @@ pub(super) fn open(
         walk.root = Some(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
         return Ok(());
     }
-    if entry == Entry::Pivot && is_initramfs()? {
-        leave_initramfs()?;
-    }
     let tree = super::taken(tree)?;
     propagate(tree.as_fd(), c"", true, propagation)?;
     match rustix::mount::move_mount(tree.as_fd(), c"", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
@@ -53,21 +50,6 @@ pub(super) fn open(
     Ok(())
 }
 
-/// The first root of the kernel, whose mount has no parent and from which pivot_root(2) can't pivot.
-fn is_initramfs() -> Result<bool, Errno> {
-    const TMPFS_MAGIC: u64 = 0x0102_1994;
-    const RAMFS_MAGIC: u64 = 0x8584_58f6;
-    let kind = rustix::fs::statfs(c"/")?.f_type as u64;
-    Ok(kind == TMPFS_MAGIC || kind == RAMFS_MAGIC)
-}
-
-/// A copy of the root over itself, which has a parent.
-fn leave_initramfs() -> Result<(), Errno> {
-    let tree = clone_tree(c"/", true)?;
-    rustix::mount::move_mount(tree.as_fd(), c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    change(tree.as_fd())
-}
-
 /// Makes `root` the root and the current directory.
 pub(super) fn change(root: BorrowedFd<'_>) -> Result<(), Errno> {
     rustix::process::fchdir(root)?;
@@ -79,66 +61,6 @@ pub(super) fn take(walk: &mut Walk<'_>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Opens a path of the container as the container would see it: links stay inside the root, and none of the magic ones is followed.
-pub(super) fn open_inside(
-    root: BorrowedFd<'_>,
-    path: &CStr,
-    flags: OFlags,
-    resolve: ResolveFlags,
-) -> Result<OwnedFd, Errno> {
-    let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-/// What to make where a path leads nowhere yet.
-#[derive(Clone, Copy, PartialEq)]
-enum Leaf {
-    Directory,
-    File,
-}
-
-/// Opens a path of the container; what is missing of it is made.
-fn ensure(root: BorrowedFd<'_>, path: &Inside, leaf: Leaf, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-    match open_inside(root, path.path(), OFlags::PATH, resolve) {
-        Err(Errno::NOENT) => {}
-        result => return result,
-    }
-    let mut parent = open_inside(root, c"/", OFlags::PATH | OFlags::DIRECTORY, resolve)?;
-    let last = path.prefixes.len().saturating_sub(1);
-    for (i, prefix) in path.prefixes.iter().enumerate() {
-        let found = match open_inside(root, &prefix.path, OFlags::PATH, resolve) {
-            Err(Errno::NOENT) => {
-                if i == last && leaf == Leaf::File {
-                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    rustix::fs::openat(&parent, prefix.name.as_c_str(), flags, Mode::from_raw_mode(0o644))?;
-                } else {
-                    rustix::fs::mkdirat(&parent, prefix.name.as_c_str(), Mode::from_raw_mode(0o755))?;
-                }
-                open_inside(root, &prefix.path, OFlags::PATH, resolve)?
-            }
-            result => result?,
-        };
-        parent = found;
-    }
-    Ok(parent)
-}
-
-/// The directory that holds the last name of `path`, made if missing.
-fn ensure_parent<'a>(root: BorrowedFd<'_>, path: &'a Inside) -> Result<(OwnedFd, &'a CStr), Errno> {
-    let (leaf, above) = path.prefixes.split_last().ok_or(Errno::EXIST)?;
-    let mut parent = open_inside(root, c"/", OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty())?;
-    for prefix in above {
-        parent = match open_inside(root, &prefix.path, OFlags::PATH, ResolveFlags::empty()) {
-            Err(Errno::NOENT) => {
-                rustix::fs::mkdirat(&parent, prefix.name.as_c_str(), Mode::from_raw_mode(0o755))?;
-                open_inside(root, &prefix.path, OFlags::PATH, ResolveFlags::empty())?
-            }
-            result => result?,
-        };
-    }
-    Ok((parent, &leaf.name))
-}
-
 pub(super) fn make_directory(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
     ensure(root, path, Leaf::Directory, ResolveFlags::empty()).map(drop)
 }
@@ -147,12 +69,22 @@ pub(super) fn mount(root: BorrowedFd<'_>, mount: &mut Mount) -> Result<(), Errno
     let tree = match (mount.tree.take(), &mount.source) {
         (Some(tree), _) => tree,
         (None, Source::New { kind, options, .. }) => new_mount(kind, options)?,
+        (None, Source::Bind { inside: Some(source), recursive, .. }) => {
+            let source = open_inside(root, source.path(), OFlags::PATH, ResolveFlags::empty())?;
+            clone_tree_of(source.as_fd(), *recursive)?
+        }
         (None, Source::Bind { .. }) => return Err(Errno::BADF),
     };
     let leaf = if file_type(&tree)? == FileType::Directory { Leaf::Directory } else { Leaf::File };
+    let resolve = if mount.refuse_symlinks { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
+    if let Source::New { takes_mode: true, .. } = &mount.source
+        && let Ok(covered) = open_inside(root, mount.target.path(), OFlags::PATH, resolve)
+    {
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&covered)?.st_mode);
+        rustix::fs::chmodat(&tree, c".", mode, AtFlags::empty())?;
+    }
     set_attr(tree.as_fd(), c"", true, mount.recursive_attr)?;
     set_attr(tree.as_fd(), c"", false, mount.attr)?;
-    let resolve = if mount.refuse_symlinks { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
     let target = ensure(root, &mount.target, leaf, resolve)?;
     attach(&tree, &target)
 }
@@ -161,6 +93,13 @@ pub(super) fn mount(root: BorrowedFd<'_>, mount: &mut Mount) -> Result<(), Errno
 pub(crate) fn clone_tree(path: &CStr, recursive: bool) -> Result<OwnedFd, Errno> {
     let below = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
     rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | below)
+}
+
+/// A copy of the mount that a directory or file is in, from there on, detached.
+pub(super) fn clone_tree_of(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let below = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    rustix::mount::open_tree(fd, c"", flags | below)
 }
 
 /// A new file system, detached.
@@ -237,11 +176,7 @@ pub(super) fn mask(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
 
 pub(super) fn protect(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
     let Some(target) = open_if_there(root, path)? else { return Ok(()) };
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = rustix::mount::open_tree(target.as_fd(), c"", flags)?;
+    let tree = clone_tree_of(target.as_fd(), true)?;
     set_attr(tree.as_fd(), c"", true, READ_ONLY)?;
     attach(&tree, &target)
 }
@@ -256,21 +191,29 @@ pub(super) fn protect_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
     set_attr(root, c"", false, READ_ONLY)
 }
 
-/// pivot_root(2) with one directory for both: the old root comes to lie over the new one and is taken off.
+/// pivot_root(2) with one directory for both: the old root comes to lie over the new one and is taken off. From the first root of the kernel, whose
+/// mount is on no other (an initramfs), there is no pivoting.
 pub(super) fn enter(walk: &mut Walk<'_>, entry: Entry) -> Result<(), Errno> {
     let root = walk.root.take().ok_or(Errno::BADF)?;
     match entry {
         Entry::Pivot => {
             rustix::process::fchdir(&root)?;
-            rustix::process::pivot_root(c".", c".")?;
-            rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+            match rustix::process::pivot_root(c".", c".") {
+                Err(Errno::INVAL) => move_into_place(root.as_fd())?,
+                result => {
+                    result?;
+                    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+                }
+            }
         }
-        Entry::Move => {
-            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-            rustix::mount::move_mount(root.as_fd(), c"", CWD, c"/", flags)?;
-            change(root.as_fd())?;
-        }
+        Entry::Move => move_into_place(root.as_fd())?,
         Entry::Chroot => change(root.as_fd())?,
     }
     rustix::process::chdir(c"/")
+}
+
+fn move_into_place(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    views::take_off_others(root)?;
+    rustix::mount::move_mount(root, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    change(root)
 }

@@ -5,11 +5,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::OpenTreeFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{Credentials, Inside, Walk, errno, root, taken, write_file};
+use super::{Credentials, Inside, Walk, errno, path, root, taken, write_file};
 use crate::channel::{self, Point};
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
@@ -56,7 +55,7 @@ pub(super) fn new_keyring() -> Result<(), Errno> {
 /// A pair of the container's own devpts, so that `tty` and job control find it where they look.
 pub(super) fn open_terminal(walk: &mut Walk<'_>, size: Option<(u16, u16)>) -> Result<(), Errno> {
     let root = root::of(walk)?;
-    let master = root::open_inside(root, c"/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY, ResolveFlags::empty())?;
+    let master = path::open(root, c"/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY, ResolveFlags::empty())?;
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(
         &master,
@@ -73,8 +72,7 @@ pub(super) fn open_terminal(walk: &mut Walk<'_>, size: Option<(u16, u16)>) -> Re
 
 pub(super) fn console(walk: &mut Walk<'_>, path: &Inside) -> Result<(), Errno> {
     let slave = walk.slave.as_ref().ok_or(Errno::BADF)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = rustix::mount::open_tree(slave.as_fd(), c"", flags)?;
+    let tree = root::clone_tree_of(slave.as_fd(), false)?;
     root::attach_file(root::of(walk)?, &tree, path)
 }
 
