@@ -21,6 +21,8 @@ pub(crate) enum Point {
     Mapped,
     /// The parent hands over the files by which it enters its cgroups (cgroup v1).
     Entrances,
+    /// The parent sets the clocks of its time namespace.
+    Clocks,
     /// The parent sets its resource limits: root of a user namespace can't raise them.
     Limits,
     /// The parent runs the hooks that come before the root is entered.
@@ -71,6 +73,7 @@ impl Message {
             Message::Sync(Point::BeforeRoot) => (7, 1),
             Message::Sync(Point::BeforeProgram) => (8, 1),
             Message::Sync(Point::Entrances) => (9, 1),
+            Message::Sync(Point::Clocks) => (10, 1),
         };
         if let Some(first) = bytes.first_mut() {
             *first = kind;
@@ -91,6 +94,7 @@ impl Message {
             [7] => Message::Sync(Point::BeforeRoot),
             [8] => Message::Sync(Point::BeforeProgram),
             [9] => Message::Sync(Point::Entrances),
+            [10] => Message::Sync(Point::Clocks),
             _ => return None,
         })
     }
@@ -212,13 +216,14 @@ mod tests {
 
     #[test]
     fn every_message_comes_back_as_it_was() {
-        let points = [Point::Mapped, Point::Entrances, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
+        let points =
+            [Point::Mapped, Point::Entrances, Point::Clocks, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
         let others = [Message::Ready, Message::Listener, Message::Born, Message::Failed(7, -1)];
         for message in points.map(Message::Sync).into_iter().chain(others) {
             let (bytes, length) = message.encode();
             assert_eq!(Message::decode(&bytes[..length]), Some(message));
         }
-        assert_eq!(Message::decode(&[10]), None);
+        assert_eq!(Message::decode(&[11]), None);
         assert_eq!(Message::decode(&[1, 1]), None);
     }
 }

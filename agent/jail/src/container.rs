@@ -20,6 +20,7 @@ use crate::plan::{self, Confinement, Hooks, Interior, Plan, Stewardship, Target}
 use crate::prepare;
 use crate::process::{Process, Strays};
 use crate::record::{FilterRecord, Record, start_time};
+use crate::shared_root::SharedRoot;
 use crate::stats::Stats;
 use crate::step::Step;
 
@@ -33,6 +34,7 @@ pub struct Container {
     gate: Option<PathBuf>,
     process: runtime::Process,
     devices: Vec<LinuxDevice>,
+    shared_root: SharedRoot,
     strays: Strays,
 }
 
@@ -119,6 +121,7 @@ impl Container {
         let birthplace = if unified { cgroup.get()?.birthplace()? } else { None };
         let mut launch = plan.launch(birthplace, io, start)?;
         prepare::prepare(&mut launch.steps)?;
+        let shared_root = SharedRoot::of(&launch.steps)?;
         let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
@@ -145,12 +148,13 @@ impl Container {
                 if let Some(gate) = &gate {
                     let _ = std::fs::remove_file(gate); // it may not have been made yet
                 }
-                drop(cgroup);
+                drop((cgroup, shared_root));
                 let _ = tell_of_end(&hooks); // the first error is worth more
                 return Err(error);
             }
         };
-        Ok(Container { init, cgroup, interior, hooks, gate, process, devices, strays: Strays::default() })
+        let strays = Strays::default();
+        Ok(Container { init, cgroup, interior, hooks, gate, process, devices, shared_root, strays })
     }
 
     /// Takes up a container that another process made and left. Its first process may have ended meanwhile.
@@ -167,6 +171,7 @@ impl Container {
             init: Process::open(record.pid, record.start_time, gate)?,
             cgroup: Owned(Some(Cgroup::at(&record.cgroup))),
             interior: record.interior()?,
+            shared_root: SharedRoot::recorded(record.shared_root.clone()),
             hooks: Hooks::new(id, spec, bundle)?,
             gate: record.gate,
             process,
@@ -199,6 +204,7 @@ impl Container {
             own_mount_namespace: self.interior.own_mount_namespace,
             gate: self.gate.clone(),
             steps: self.init.gate_names(),
+            shared_root: self.shared_root.mounted().cloned(),
             personality: self.interior.confinement.personality,
             filter: self.interior.confinement.filter.as_ref().map(FilterRecord::new),
         })
@@ -207,6 +213,7 @@ impl Container {
     /// Lets go of the container without ending it.
     pub fn leave(mut self) {
         self.init.let_go();
+        self.shared_root.leave();
         if let Some(cgroup) = self.cgroup.0.take() {
             drop(cgroup);
         }
@@ -239,7 +246,7 @@ impl Container {
 
     fn tell_of_start(&self) -> Result<(), Error> {
         let (hooks, pid) = (&self.hooks, self.init.pid());
-        hook::run("poststart", &hooks.poststart, &hooks.state, ContainerState::Running, pid, Place::Runtime)
+        hook::run("poststart", &hooks.poststart, hooks, ContainerState::Running, pid, Place::Runtime)
     }
 
     /// The first process.
@@ -380,6 +387,7 @@ impl Container {
         self.reap_strays();
         self.init.wait_for_death()?;
         cgroup.remove()?;
+        self.shared_root = SharedRoot::recorded(None);
         if let Some(gate) = &self.gate {
             let _ = std::fs::remove_file(gate); // gone since the start, if there was one
         }
@@ -405,6 +413,16 @@ fn serve_user_namespace(point: Point, stewardship: &Stewardship, pid: i32) -> Re
     match (point, &stewardship.maps) {
         (Point::Mapped, Some(maps)) => prepare::write_maps(pid, maps)
             .map_err(|error| Error::system("write the id mappings (linux.uidMappings, linux.gidMappings)", error)),
+        (Point::Clocks, _) => {
+            let path = format!("/proc/{pid}/timens_offsets");
+            let offsets = stewardship.offsets.as_ref().map(|offsets| offsets.to_bytes()).unwrap_or_default();
+            std::fs::write(&path, offsets).map_err(|error| {
+                Error::system(
+                    format!("write {:?} to {path} (linux.timeOffsets)", String::from_utf8_lossy(offsets)),
+                    error,
+                )
+            })
+        }
         (Point::Limits, _) => {
             if let Some(score) = stewardship.oom_score {
                 let path = format!("/proc/{pid}/oom_score_adj");
@@ -429,7 +447,7 @@ fn tell_of_end(hooks: &Hooks) -> Result<(), Error> {
     let mut result = Ok(());
     for one in &hooks.poststop {
         let one = std::slice::from_ref(one);
-        let ran = hook::run("poststop", one, &hooks.state, ContainerState::Stopped, 0, Place::Runtime);
+        let ran = hook::run("poststop", one, hooks, ContainerState::Stopped, 0, Place::Runtime);
         result = result.and(ran);
     }
     result
@@ -451,15 +469,15 @@ fn before_program(
             strings.iter().map(|string| string.to_string_lossy().into_owned()).collect()
         };
         let mut process = program.clone();
-        let mut args = text(&hook.args);
-        // The program is the hook's path, whatever its first argument says.
-        if let Some(first) = args.first_mut() {
-            *first = hook.path.to_string_lossy().into_owned();
+        process.set_args(Some(text(&hook.args))).set_cwd(PathBuf::from("/")).set_terminal(None);
+        if let Some(env) = &hook.env {
+            process.set_env(Some(text(env)));
         }
-        process.set_args(Some(args)).set_env(Some(text(&hook.env))).set_cwd(PathBuf::from("/"));
-        process.set_terminal(None);
         let launch = |[stdin, stdout, stderr]: [std::os::fd::OwnedFd; 3]| {
-            plan::exec(&process, target, cgroup.birthplace()?, Io::Pipes { stdin, stdout, stderr }, 0)
+            let io = Io::Pipes { stdin, stdout, stderr };
+            let launch = plan::exec(&process, target, cgroup.birthplace()?, io, 0)?;
+            // The program is the hook's path, whatever its first argument says.
+            Ok(launch.program(hook.path.clone()))
         };
         let told = hook::told(&hooks.state, ContainerState::Created, target.pid)?;
         let serve = &mut |event, _: &Cloned| match event {
@@ -473,7 +491,7 @@ fn before_program(
 
 fn before_root(hooks: &Hooks, child: &Cloned, interior: &Interior) -> Result<(), Error> {
     let creating = ContainerState::Creating;
-    let run = |point, list, place| hook::run(point, list, &hooks.state, creating, child.pid, place);
+    let run = |point, list, place| hook::run(point, list, hooks, creating, child.pid, place);
     run("prestart", &hooks.prestart, Place::Runtime)?;
     run("createRuntime", &hooks.create_runtime, Place::Runtime)?;
     run("createContainer", &hooks.create_container, Place::Namespaces(child.pidfd.as_fd(), interior.namespaces))

@@ -3,9 +3,11 @@
 //! `prestart`, `createRuntime`, `poststart` and `poststop` run as the runtime; `createContainer` in the container's namespaces, but with the
 //! runtime's files; `startContainer` comes out of the container's image, so it is confined like any other process of the container.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, Instant};
 
 use nacre_sys::exec::StringArray;
@@ -17,7 +19,7 @@ use rustix::thread::ThreadNameSpaceType;
 
 use crate::error::Error;
 use crate::launch::{Launch, Serve, Start};
-use crate::plan::Hook;
+use crate::plan::{Hook, Hooks};
 use crate::process::Process;
 use crate::step::Step;
 
@@ -27,9 +29,9 @@ const MAX_COMPLAINT: u64 = 4096;
 /// Where a hook runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Place<'a> {
-    /// In the runtime's namespaces.
+    /// In the runtime's namespaces, in the bundle.
     Runtime,
-    /// In those of the process: its pidfd and the kinds.
+    /// In those of the process, its pidfd and the kinds, in the container's root file system.
     Namespaces(BorrowedFd<'a>, ThreadNameSpaceType),
 }
 
@@ -40,13 +42,14 @@ pub(crate) enum Place<'a> {
 pub(crate) fn run(
     point: &'static str,
     hooks: &[Hook],
-    state: &State,
+    all: &Hooks,
     status: ContainerState,
     pid: i32,
     place: Place<'_>,
 ) -> Result<(), Error> {
     for hook in hooks {
-        run_one(point, hook, |io| launch(hook, place, io), &mut |_, _| Ok(Vec::new()), &told(state, status, pid)?)?;
+        let told = told(&all.state, status, pid)?;
+        run_one(point, hook, |io| launch(hook, all, place, io), &mut |_, _| Ok(Vec::new()), &told)?;
     }
     Ok(())
 }
@@ -105,15 +108,23 @@ fn memory() -> Result<OwnedFd, Errno> {
     rustix::fs::memfd_create(c"hook", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
 }
 
-fn launch(hook: &Hook, place: Place<'_>, io: [OwnedFd; 3]) -> Result<Launch, Error> {
+fn launch(hook: &Hook, all: &Hooks, place: Place<'_>, io: [OwnedFd; 3]) -> Result<Launch, Error> {
     let mut steps = Vec::new();
+    let [bundle, root] = &all.places;
+    let mut path = bundle;
     if let Place::Namespaces(pidfd, kinds) = place {
         let pidfd = pidfd.try_clone_to_owned().map_err(|error| Error::system("copy a pidfd", error))?;
         steps.push(Step::JoinProcess { pidfd: Some(pidfd), kinds });
+        path = root;
     }
+    // The last hooks may come after the bundle is gone.
+    let path = if rustix::fs::stat(path).is_ok() { path.clone() } else { c"/".into() };
+    steps.push(Step::ChangeDirectory { path, last_chance: false });
+    let own = || std::env::vars_os().filter_map(|(key, value)| variable(&key, &value)).collect();
     steps.extend([Step::Umask(0o022), Step::Stdio(io.map(Some)), Step::FindProgram, Step::Seal { first: 3 }]);
     Ok(Launch {
         namespaces: 0,
+        joined_before: Vec::new(),
         user_namespace: None,
         pid_namespace: None,
         cgroup: None,
@@ -123,8 +134,12 @@ fn launch(hook: &Hook, place: Place<'_>, io: [OwnedFd; 3]) -> Result<Launch, Err
         kept: 0,
         candidates: StringArray::new(vec![hook.path.clone()]),
         argv: StringArray::new(hook.args.clone()),
-        envp: StringArray::new(hook.env.clone()),
+        envp: StringArray::new(hook.env.clone().unwrap_or_else(own)),
     })
+}
+
+fn variable(key: &OsStr, value: &OsStr) -> Option<CString> {
+    CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
 }
 
 /// The hook's exit code as a shell has it; `None` when its time is up.

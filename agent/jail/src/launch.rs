@@ -7,6 +7,7 @@
 // UNSAFETY: what runs in the child must be async-signal-safe, which the compiler can't know.
 #![expect(unsafe_code, reason = "clone3 runs the child's code")]
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,6 +31,8 @@ const SETUP_WITHIN: Duration = Duration::from_secs(60);
 pub(crate) struct Launch {
     /// `CLONE_NEW…` flags.
     pub(crate) namespaces: u64,
+    /// Existing namespaces to be in before a user namespace is made or joined: who is in it has no rights over them any more.
+    pub(crate) joined_before: Vec<Step>,
     /// An existing user namespace in which the others are made.
     pub(crate) user_namespace: Option<OwnedFd>,
     /// An existing PID namespace to be born in.
@@ -108,7 +111,16 @@ enum Names {
 /// A failure's step number for execve itself.
 const EXECVE: u32 = u32::MAX;
 
+/// From here on a failure's step number is that of a namespace to be joined before.
+const JOINED_BEFORE: u32 = 1 << 31;
+
 impl Launch {
+    /// Has `program` executed, whatever the first argument says.
+    pub(crate) fn program(mut self, program: CString) -> Launch {
+        self.candidates = StringArray::new(vec![program]);
+        self
+    }
+
     /// Forks. Returns once the child waits at its gate or, if it has none, once its program runs; or with the reason why not.
     pub(crate) fn spawn(mut self, serve: Serve<'_>) -> Result<Spawned, Error> {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -116,7 +128,7 @@ impl Launch {
         let cloned = self.fork(&ours, &theirs)?;
         drop(theirs);
         // The child has its own copies of all descriptors; ours would keep its pipes and mounts alive.
-        self.steps.iter_mut().for_each(Step::release);
+        self.steps.iter_mut().chain(&mut self.joined_before).for_each(Step::release);
         let start = std::mem::replace(&mut self.start, Start::WhenTold);
         let steps = Names::Launch(Box::new(self));
         let born = serve(Event::Born, &cloned);
@@ -155,38 +167,46 @@ impl Launch {
         let (namespaces, cgroup) = (self.namespaces, self.cgroup.take());
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
         let socket = theirs.as_fd();
-        in_pid_namespace(pid_namespace.as_ref(), || match user_namespace {
-            // SAFETY: `child` makes system calls only: its steps hold ready-made C strings, its state is on the stack, and
-            // what it drops is descriptors, which are closed by a system call.
-            None => unsafe { clone3(namespaces, cgroup, || self.child(socket, &keep, own_program)) }
-                .map_err(|error| Error::system("clone3", error)),
-            Some(user_namespace) => {
-                let user_namespace = user_namespace.as_fd();
-                // SAFETY: as above; what runs between is two system calls.
-                let between = unsafe {
-                    clone3(0, cgroup, || self.child_in(user_namespace, namespaces, socket, &keep, own_program))
-                }
-                .map_err(|error| Error::system("clone3", error))?;
-                let born = self.await_birth(ours);
-                end(&between);
-                born
+        in_pid_namespace(pid_namespace.as_ref(), || {
+            if user_namespace.is_none() && self.joined_before.is_empty() {
+                // SAFETY: `child` makes system calls only: its steps hold ready-made C strings, its state is on the stack, and
+                // what it drops is descriptors, which are closed by a system call.
+                return unsafe { clone3(namespaces, cgroup, || self.child(socket, &keep, own_program)) }
+                    .map_err(|error| Error::system("clone3", error));
             }
+            let user_namespace = user_namespace.as_ref().map(AsFd::as_fd);
+            // SAFETY: as above; what runs between is a few system calls.
+            let between =
+                unsafe { clone3(0, cgroup, || self.child_in(user_namespace, namespaces, socket, &keep, own_program)) }
+                    .map_err(|error| Error::system("clone3", error))?;
+            let born = self.await_birth(ours);
+            end(&between);
+            born
         })
     }
 
-    /// A go-between: the namespaces of a container that joins a user namespace belong to it only if they are made by one who is in it
-    /// already. The child proper is its sibling, and so the parent's own.
+    /// A go-between. Namespaces that exist are joined with the runtime's rights, before a user namespace takes them away; new ones belong to a user
+    /// namespace only if they are made by one who is in it already. The child proper is its sibling, and so the parent's own.
     fn child_in(
         &mut self,
-        user_namespace: BorrowedFd<'_>,
+        user_namespace: Option<BorrowedFd<'_>>,
         namespaces: u64,
         socket: BorrowedFd<'_>,
         keep: &[u32],
         own_program: (u64, u64),
     ) -> i32 {
-        let kind = LinkNameSpaceType::User;
-        if let Err(error) = rustix::thread::move_into_link_name_space(user_namespace, Some(kind)) {
-            return fail(socket, EXECVE, error);
+        for (i, step) in (JOINED_BEFORE..).zip(&mut self.joined_before) {
+            if let Step::JoinNamespace { fd: Some(fd), kind, .. } = step
+                && let Err(error) = rustix::thread::move_into_link_name_space(fd.as_fd(), Some(*kind))
+            {
+                return fail(socket, i, error);
+            }
+        }
+        if let Some(user_namespace) = user_namespace {
+            let kind = LinkNameSpaceType::User;
+            if let Err(error) = rustix::thread::move_into_link_name_space(user_namespace, Some(kind)) {
+                return fail(socket, EXECVE, error);
+            }
         }
         let flags = namespaces | libc::CLONE_PARENT as u64;
         // SAFETY: as in `fork`.
@@ -202,8 +222,12 @@ impl Launch {
                 let pid = pid_of(&pidfd).ok_or(Error::Setup("it was gone at once"))?;
                 Ok(Cloned { pid, pidfd })
             }
-            Ok(Heard::Message(Message::Failed(_, errno), _)) => {
-                Err(Error::system("clone3 in the user namespace", std::io::Error::from_raw_os_error(errno)))
+            Ok(Heard::Message(Message::Failed(step, errno), _)) => {
+                let source = std::io::Error::from_raw_os_error(errno);
+                match step.checked_sub(JOINED_BEFORE).and_then(|step| self.joined_before.get(step as usize)) {
+                    Some(step) => Err(Error::Step { step: step.to_string(), source }),
+                    None => Err(Error::system("clone3 in the user namespace", source)),
+                }
             }
             _ => Err(Error::Setup("it could not be made in the user namespace")),
         }

@@ -18,6 +18,7 @@ mod plan;
 mod prepare;
 mod process;
 mod record;
+mod shared_root;
 mod stats;
 mod step;
 

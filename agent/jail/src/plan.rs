@@ -89,7 +89,10 @@ impl Plan {
     /// [`Error::Spec`] or [`Error::Unsupported`], with the property's name.
     pub fn new(id: &str, spec: &runtime::Spec, bundle: &Path) -> Result<Plan, Error> {
         check::id(id)?;
-        let linux = spec.linux().as_ref().ok_or_else(|| Error::spec("linux", "is missing"))?;
+        // The type's own default is a container that is as confined as is usual, not one that asks for nothing.
+        let nothing: runtime::Linux =
+            serde_json::from_str("{}").map_err(|error| Error::spec("linux", error.to_string()))?;
+        let linux = spec.linux().as_ref().unwrap_or(&nothing);
         let process = spec.process().clone().ok_or_else(|| Error::spec("process", "is missing"))?;
         let root = spec.root().as_ref().ok_or_else(|| Error::spec("root", "is missing"))?;
         check::supported(linux)?;
@@ -156,7 +159,7 @@ impl Plan {
             [("hostname", spec.hostname(), Step::Hostname), ("domainname", spec.domainname(), Step::Domainname)];
         for (property, name, step) in names {
             let Some(name) = name.as_deref().filter(|name| !name.is_empty()) else { continue };
-            if !self.namespaces.has_own_names {
+            if !self.namespaces.has_names {
                 return Err(Error::spec(property, "needs a UTS namespace of the container's own"));
             }
             self.before_root.push(step(c_string(property, name)?));
@@ -177,7 +180,15 @@ impl Plan {
         root: &runtime::Root,
         bundle: &Path,
     ) -> Result<(), Error> {
-        let entry = if self.namespaces.own_mounts { Entry::Pivot } else { Entry::Chroot };
+        let asked = spec.mounts().as_deref().unwrap_or_default();
+        let changes_mounts = !asked.is_empty()
+            || root.readonly().unwrap_or(false)
+            || [linux.masked_paths(), linux.readonly_paths()].into_iter().flatten().any(|paths| !paths.is_empty());
+        let entry = match (self.namespaces.own_mounts, self.namespaces.shares_mounts && changes_mounts) {
+            (true, _) => Entry::Pivot,
+            (false, true) => Entry::Attach,
+            (false, false) => Entry::Chroot,
+        };
         let propagation = mounts::outer_propagation(linux.rootfs_propagation().as_deref())?;
         if entry == Entry::Pivot {
             self.before_root.push(Step::PrivateMounts(propagation));
@@ -185,7 +196,6 @@ impl Plan {
         let root_path = bundle.join(root.path());
         let path = c_string("root.path", &root_path.to_string_lossy())?;
         self.before_root.push(Step::OpenRoot { path, tree: None, propagation, entry });
-        let asked = spec.mounts().as_deref().unwrap_or_default();
         let context = mounts::Context {
             bundle,
             root: &root_path,
@@ -211,10 +221,6 @@ impl Plan {
         }
         if root.readonly().unwrap_or(false) {
             self.after_root.push(Step::ProtectRoot);
-        }
-        if self.namespaces.shares_mounts && !(asked.is_empty() && self.after_root.is_empty()) {
-            let property = "mounts, linux.maskedPaths, linux.readonlyPaths, root.readonly";
-            return Err(Error::spec(property, "need a mount namespace of the container's own"));
         }
         self.after_root.push(Step::EnterRoot(entry));
         self.after_root.extend(mounts::inner_propagation(linux.rootfs_propagation().as_deref())?);
@@ -247,6 +253,7 @@ impl Plan {
         }
         let mut launch = assemble(&self.process, birthplace, start)?;
         launch.namespaces = namespaces.born;
+        launch.joined_before = namespaces.joined_before();
         (launch.user_namespace, launch.pid_namespace) = (namespaces.user.take(), namespaces.pid.take());
         let in_cgroup = std::mem::take(&mut namespaces.in_cgroup);
         steps.extend(namespaces.into_steps());
@@ -284,6 +291,7 @@ impl Plan {
     pub(crate) fn stewardship(&self) -> Result<Stewardship, Error> {
         Ok(Stewardship {
             maps: self.namespaces.maps.clone(),
+            offsets: self.namespaces.offsets.clone(),
             limits: process::limits(&self.process)?,
             oom_score: self.process.oom_score_adj(),
         })
@@ -294,6 +302,7 @@ impl Plan {
 #[derive(Debug)]
 pub(crate) struct Stewardship {
     pub(crate) maps: Option<Maps>,
+    pub(crate) offsets: Option<CString>,
     pub(crate) limits: Vec<Step>,
     pub(crate) oom_score: Option<i32>,
 }
@@ -363,6 +372,7 @@ fn enter_cgroup(launch: &Launch) -> Option<Step> {
 fn assemble(process: &runtime::Process, cgroup: Option<OwnedFd>, start: Start) -> Result<Launch, Error> {
     Ok(Launch {
         namespaces: 0,
+        joined_before: Vec::new(),
         user_namespace: None,
         pid_namespace: None,
         cgroup,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::plan::{Confinement, Filter, Interior, Listener};
+use crate::shared_root::Mounted;
 
 /// See [`crate::Container::record`]. Its form belongs to this version of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,8 @@ pub struct Record {
     pub(crate) gate: Option<PathBuf>,
     /// What the steps behind the gate are about, numbered from the first before it.
     pub(crate) steps: Vec<String>,
+    /// The mount of its root in the runtime's mount namespace, if it has none of its own.
+    pub(crate) shared_root: Option<Mounted>,
     /// The personality of its processes.
     pub(crate) personality: Option<u64>,
     /// The filter of its processes.

@@ -104,6 +104,8 @@ pub(crate) enum Entry {
     Move,
     /// chroot(2), in a mount namespace that is not the container's own.
     Chroot,
+    /// The same, into a mount of the root file system over itself, which goes with all that is mounted in it.
+    Attach,
 }
 
 /// See the module's description. The order in which they are run is `plan`'s.
@@ -117,7 +119,7 @@ pub(crate) enum Step {
     JoinProcess { pidfd: Option<OwnedFd>, kinds: ThreadNameSpaceType },
     MappedRoot,
     NewCgroupNamespace,
-    TimeOffsets(CString),
+    NewTimeNamespace,
     LoopbackUp,
     NewKeyring,
     Write { path: CString, value: CString },
@@ -204,7 +206,7 @@ impl fmt::Display for Step {
             Step::JoinProcess { .. } => f.write_str("join the container's namespaces"),
             Step::MappedRoot => f.write_str("become root of the user namespace"),
             Step::NewCgroupNamespace => f.write_str("make a cgroup namespace"),
-            Step::TimeOffsets(offsets) => write!(f, "make a time namespace with the offsets {:?}", text(offsets)),
+            Step::NewTimeNamespace => f.write_str("make a time namespace"),
             Step::LoopbackUp => f.write_str("bring up the loopback device"),
             Step::NewKeyring => f.write_str("make a session keyring"),
             Step::Write { path, value } => write!(f, "write {:?} to {}", text(value), text(path)),
@@ -232,7 +234,7 @@ impl fmt::Display for Step {
             Step::ProtectRoot => f.write_str("make the root file system read-only"),
             Step::EnterRoot(Entry::Pivot) => f.write_str("pivot into the root file system"),
             Step::EnterRoot(Entry::Move) => f.write_str("move the root file system to /"),
-            Step::EnterRoot(Entry::Chroot) => f.write_str("change to the root file system"),
+            Step::EnterRoot(Entry::Chroot | Entry::Attach) => f.write_str("change to the root file system"),
             Step::PropagateRoot { .. } => f.write_str("set the propagation of the root file system"),
             Step::Session => f.write_str("start a session"),
             Step::Stdio(_) => f.write_str("connect standard input, output and error"),
@@ -303,7 +305,8 @@ impl Step {
             }
             Step::MappedRoot => task::mapped_root(),
             Step::NewCgroupNamespace => nacre_sys::clone::unshare(libc::CLONE_NEWCGROUP as u64).map_err(errno),
-            Step::TimeOffsets(offsets) => task::time_offsets(offsets),
+            // The process itself enters it with its program (time_namespaces(7), Linux 6.1).
+            Step::NewTimeNamespace => nacre_sys::clone::unshare(libc::CLONE_NEWTIME as u64).map_err(errno),
             Step::LoopbackUp => task::loopback_up(),
             Step::NewKeyring => task::new_keyring(),
             Step::Write { path, value } => write_file(path, value),

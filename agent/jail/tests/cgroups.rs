@@ -147,6 +147,67 @@ fn a_container_opens_and_makes_the_devices_that_its_rules_allow() {
 }
 
 #[test]
+fn a_device_of_the_specification_is_allowed_until_a_rule_forbids_it() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("busybox dd if=/dev/asked of=/dev/null count=0 2>/dev/null && echo opened");
+    json["linux"]["devices"] =
+        json!([{ "path": "/dev/asked", "type": "c", "major": 10, "minor": 200, "fileMode": 0o666 }]);
+    assert_eq!(run(&bundle, "node", &json).unwrap().0, "opened\n");
+    for (rules, expected) in [
+        (json!([{ "allow": false, "access": "rwm" }]), ""),
+        (json!([{ "allow": false, "type": "c", "major": 10, "minor": 200, "access": "rwm" }]), ""),
+        (
+            json!([{ "allow": false }, { "allow": true, "type": "c", "major": 10, "minor": 200, "access": "rw" }]),
+            "opened\n",
+        ),
+    ] {
+        json["linux"]["resources"] = json!({ "devices": rules });
+        assert_eq!(run(&bundle, "node", &json).unwrap().0, expected, "{rules}");
+    }
+}
+
+#[test]
+fn a_cgroup_that_is_frozen_is_not_entered() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("true");
+    json["linux"]["cgroupsPath"] = "/nacre-test/frozen".into();
+    let (dir, file, value) = match cgroup_v2() {
+        true => ("/sys/fs/cgroup/nacre-test/frozen", "cgroup.freeze", "1"),
+        false => ("/sys/fs/cgroup/freezer/nacre-test/frozen", "freezer.state", "FROZEN"),
+    };
+    fs::create_dir_all(dir).unwrap();
+    fs::write(format!("{dir}/{file}"), value).unwrap();
+    let error = run(&bundle, "frozen", &json).unwrap_err().to_string();
+    assert_eq!(error, "cgroup nacre-test/frozen: create: it exists and is frozen");
+    fs::write(format!("{dir}/{file}"), if cgroup_v2() { "0" } else { "THAWED" }).unwrap();
+    run(&bundle, "frozen", &json).unwrap();
+}
+
+#[test]
+fn a_quota_within_a_parents_can_change_its_period() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("sleep 1000");
+    json["linux"]["cgroupsPath"] = "/nacre-test/quota/inner".into();
+    let parent = if cgroup_v2() { "/sys/fs/cgroup/nacre-test/quota" } else { "/sys/fs/cgroup/cpu/nacre-test/quota" };
+    let cpu = |quota: i64, period: u64| json!({ "cpu": { "quota": quota, "period": period } });
+    json["linux"]["resources"] = cpu(5_000, 10_000);
+    let spec: Spec = serde_json::from_value(json).unwrap();
+    let container = Container::run(Plan::new("quota", &spec, bundle.0.path()).unwrap(), pipes().1).unwrap();
+    if cgroup_v2() {
+        fs::write(format!("{parent}/cpu.max"), "50000 100000").unwrap();
+    } else {
+        fs::write(format!("{parent}/cpu.cfs_period_us"), "100000").unwrap();
+        fs::write(format!("{parent}/cpu.cfs_quota_us"), "50000").unwrap();
+    }
+    // Half a processor each time; on the way from one to the other it must not be more than the parent's.
+    for (quota, period) in [(50_000, 100_000), (5_000, 10_000), (500_000, 1_000_000), (50_000, 100_000)] {
+        container.update(&resources(cpu(quota, period))).unwrap();
+    }
+    container.delete().unwrap();
+    let _ = fs::remove_dir(parent); // on cgroup v1 one of several
+}
+
+#[test]
 fn device_rules_change_under_a_running_container() {
     let Some(bundle) = bundle() else { return };
     let mut json = spec("sleep 1000");

@@ -104,6 +104,30 @@ fn a_hook_that_fails_unmakes_the_container_and_says_why() {
 }
 
 #[test]
+fn a_hook_is_called_as_its_arguments_say_with_an_environment_and_a_place() {
+    let Some(bundle) = bundle() else { return };
+    let path = bundle.0.path();
+    let mut spec = spec("cat /dev/shm/told");
+    spec["process"]["env"] = json!(["PATH=/bin", "COLOUR=blue"]);
+    let pwd = |file: &str| json!({ "path": "/bin/sh", "args": ["sh", "-c", format!("pwd > {}; echo ${{HOME:+home}} >> {}", path.join(file).display(), path.join(file).display())] });
+    spec["hooks"] = json!({
+        "createRuntime": [pwd("runtime")],
+        "createContainer": [pwd("container")],
+        // busybox does what its first argument says.
+        "startContainer": [{ "path": "/bin/busybox", "args": ["sh", "-c", "echo $COLOUR > /dev/shm/told"] }],
+    });
+    let spec: Spec = serde_json::from_value(spec).unwrap();
+    let (read, io) = pipes();
+    let container = Container::run(Plan::new("places", &spec, path).unwrap(), io).unwrap();
+    assert_eq!(drain(read), "blue\n");
+    container.delete().unwrap();
+    let told = |file: &str| fs::read_to_string(path.join(file)).unwrap();
+    let home = if std::env::var_os("HOME").is_some() { "home" } else { "" };
+    assert_eq!(told("runtime"), format!("{}\n{home}\n", path.display()));
+    assert_eq!(told("container"), format!("{}\n{home}\n", path.join("rootfs").display()));
+}
+
+#[test]
 fn a_hook_has_only_so_long() {
     let Some(bundle) = bundle() else { return };
     let mut spec = spec("sleep 1000");

@@ -105,6 +105,70 @@ fn clocks_of_a_time_namespace_are_set_off() {
 }
 
 #[test]
+fn clocks_are_set_off_in_a_user_namespace_too() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("busybox tr -s ' ' < /proc/self/timens_offsets");
+    in_user_namespace(&mut json);
+    set_namespace(&mut json, json!({ "type": "time" }));
+    json["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1337, "nanosecs": 3 } });
+    for path in ["rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    assert_eq!(run(&bundle, "userclocks", &json).unwrap().0, "monotonic 0 0\nboottime 1337 3\n");
+}
+
+#[test]
+fn a_new_user_namespace_goes_with_namespaces_that_are_the_hosts() {
+    let Some(bundle) = bundle() else { return };
+    for path in ["rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    let holder: Spec = serde_json::from_value(spec("sleep 1000")).unwrap();
+    let holder = Container::run(Plan::new("hosts", &holder, bundle.0.path()).unwrap(), pipes().1).unwrap();
+    let path = |file: &str| format!("/proc/{}/ns/{file}", holder.init().pid());
+    let mut json = spec(
+        "id -u; busybox readlink /proc/self/ns/net; busybox readlink /proc/self/ns/uts; cat /proc/sys/kernel/hostname",
+    );
+    in_user_namespace(&mut json);
+    json["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs"); // which is the network's
+    json["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "cgroup");
+    json["hostname"] = Value::Null;
+    set_namespace(&mut json, json!({ "type": "network", "path": path("net") }));
+    set_namespace(&mut json, json!({ "type": "uts", "path": path("uts") }));
+    let (text, status) = run(&bundle, "ofhosts", &json).unwrap();
+    let link = |file: &str| fs::read_link(path(file)).unwrap().display().to_string();
+    assert_eq!(text, format!("0\n{}\n{}\npod\n", link("net"), link("uts")));
+    assert_eq!(status, ExitStatus::Exited(0));
+    set_namespace(&mut json, json!({ "type": "network", "path": path("pid") }));
+    let error = run(&bundle, "ofhosts", &json).unwrap_err().to_string();
+    assert!(error.starts_with("join the net namespace ") && error.contains("EINVAL"), "{error}");
+    holder.delete().unwrap();
+}
+
+#[test]
+fn a_joined_uts_namespace_takes_a_name() {
+    let Some(bundle) = bundle() else { return };
+    let holder: Spec = serde_json::from_value(spec("sleep 1000")).unwrap();
+    let holder = Container::run(Plan::new("named", &holder, bundle.0.path()).unwrap(), pipes().1).unwrap();
+    let mut json = spec("cat /proc/sys/kernel/hostname");
+    json["hostname"] = "renamed".into();
+    set_namespace(&mut json, json!({ "type": "uts", "path": format!("/proc/{}/ns/uts", holder.init().pid()) }));
+    assert_eq!(run(&bundle, "namer", &json).unwrap().0, "renamed\n");
+    holder.delete().unwrap();
+}
+
+#[test]
+fn a_container_that_asks_for_nothing_shares_everything() {
+    let Some(bundle) = bundle() else { return };
+    let json = json!({
+        "ociVersion": "1.2.0", "root": { "path": "rootfs" },
+        "process": { "args": ["sh", "-c", "echo $$"], "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 } },
+    });
+    let (text, status) = run(&bundle, "nothing", &json).unwrap();
+    assert!(text.trim().parse::<u32>().unwrap() > 2 && status == ExitStatus::Exited(0), "{text}");
+}
+
+#[test]
 fn offsets_without_a_time_namespace_are_refused() {
     let mut json = spec("true");
     json["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1 } });
@@ -145,21 +209,38 @@ fn sysctls_and_names_belong_to_the_container() {
 }
 
 #[test]
-fn without_a_mount_namespace_nothing_can_be_mounted_but_a_program_runs() {
+fn without_a_mount_namespace_of_its_own_a_container_leaves_no_mount_in_the_runtimes() {
     let Some(bundle) = bundle() else { return };
     let mut json = spec("echo $$; ls /bin/busybox");
     for kind in ["mount", "pid", "cgroup"] {
         drop_namespace(&mut json, kind);
     }
-    let error = run(&bundle, "nomounts", &json).unwrap_err().to_string();
-    assert!(error.ends_with("need a mount namespace of the container's own"), "{error}");
+    let place = bundle.0.path().display().to_string();
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap().lines().filter(|l| l.contains(&place)).count();
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+    // Once with mounts, which are seen while it runs, and once without.
+    let parsed: Spec = serde_json::from_value(json.clone()).unwrap();
+    let plan = || Plan::new("nomounts", &parsed, bundle.0.path()).unwrap();
+    let (read, io) = pipes();
+    let container = Container::create(plan(), io).unwrap();
+    assert_eq!(namespace(container.init().pid()), fs::read_link("/proc/self/ns/mnt").unwrap());
+    assert!(mounts() > 5, "{}", mounts());
+    container.start().unwrap();
+    assert!(drain(read).ends_with("/bin/busybox\n"));
+    assert_eq!(container.init().wait().unwrap(), ExitStatus::Exited(0));
+    container.delete().unwrap();
+    assert_eq!(mounts(), 0);
+    drop(Container::create(plan(), pipes().1).unwrap());
+    assert_eq!(mounts(), 0);
+    json["process"]["args"] = json!(["nothing-here"]);
+    run(&bundle, "nomounts", &json).unwrap_err();
+    assert_eq!(mounts(), 0, "nor when it fails");
+    json["process"]["args"] = json!(["sh", "-c", "echo $$; ls /bin/busybox"]);
     json["mounts"] = json!([]);
     json["linux"]["maskedPaths"] = json!([]);
     json["linux"]["readonlyPaths"] = json!([]);
-    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let (text, status) = run(&bundle, "nomounts", &json).unwrap();
     assert!(text.ends_with("/bin/busybox\n") && status == ExitStatus::Exited(0), "{text}");
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
 
     // A further process finds the same root.
     json["process"]["args"] = json!(["sleep", "1000"]);
@@ -170,7 +251,7 @@ fn without_a_mount_namespace_nothing_can_be_mounted_but_a_program_runs() {
     process.set_args(Some(["sh", "-c", "ls /"].map(String::from).to_vec()));
     let (read, io) = pipes();
     container.exec(&process, io, 0).unwrap().wait().unwrap();
-    assert_eq!(drain(read), "bin\ndev\n");
+    assert_eq!(drain(read), "bin\ndev\nproc\nsys\n");
     container.delete().unwrap();
 }
 

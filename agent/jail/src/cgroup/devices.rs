@@ -1,8 +1,8 @@
 //! Which devices a container may open or make. On cgroup v1 the kernel keeps a list of what is allowed; on cgroup v2 it asks an eBPF program,
 //! which is made here from the same rules.
 //!
-//! All is forbidden but what a rule of the specification allows, the last one that matches deciding; the default devices and the nodes that
-//! the specification has made are allowed in any case.
+//! All is forbidden but the nodes that the specification has made, until its rules say otherwise, the last one that matches deciding; the default
+//! devices are allowed in any case.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -102,6 +102,9 @@ fn rules(asked: &[LinuxDeviceCgroup], nodes: &[LinuxDevice]) -> Result<Vec<Rule>
     let character = Some(Kind::Character);
     let allowed = |kind, major, minor| Rule { allow: true, kind, major: Some(major), minor, access: ALL };
     let mut rules: Vec<Rule> = DEFAULTS.iter().map(|(major, minor)| allowed(character, *major, *minor)).collect();
+    for (i, rule) in asked.iter().enumerate().rev() {
+        rules.push(rule_of(&format!("linux.resources.devices[{i}]"), rule)?);
+    }
     for node in nodes {
         let kind = match node.typ() {
             LinuxDeviceType::C | LinuxDeviceType::U => Kind::Character,
@@ -111,9 +114,6 @@ fn rules(asked: &[LinuxDeviceCgroup], nodes: &[LinuxDevice]) -> Result<Vec<Rule>
         if let (Ok(major), Ok(minor)) = (u32::try_from(node.major()), u32::try_from(node.minor())) {
             rules.push(allowed(Some(kind), major, Some(minor)));
         }
-    }
-    for (i, rule) in asked.iter().enumerate().rev() {
-        rules.push(rule_of(&format!("linux.resources.devices[{i}]"), rule)?);
     }
     Ok(rules)
 }

@@ -139,8 +139,15 @@ impl Cgroup {
                 let shares = if v2 { weight_of(shares) } else { shares };
                 self.set("set cpu shares", controller.set_shares(shares))?;
             }
-            if cpu.quota().is_some() || cpu.period().is_some() {
-                self.set("set cpu quota", controller.set_cfs_quota_and_period(cpu.quota(), cpu.period()))?;
+            let (quota, period) = (cpu.quota(), cpu.period());
+            if v2 && (quota.is_some() || period.is_some()) {
+                self.set("set cpu quota", controller.set_cfs_quota_and_period(quota, period))?;
+            } else {
+                let set_quota =
+                    || quota.map_or(Ok(()), |quota| self.set("set cpu quota", controller.set_cfs_quota(quota)));
+                let set_period =
+                    || period.map_or(Ok(()), |period| self.set("set cpu period", controller.set_cfs_period(period)));
+                in_either_order(set_period, set_quota)?;
             }
         }
         if let Some(burst) = cpu.burst() {
@@ -150,14 +157,15 @@ impl Cgroup {
         if let Some(idle) = cpu.idle() {
             self.write("linux.resources.cpu.idle", "cpu", "cpu.idle", &idle.to_string())?;
         }
-        if let Some(period) = cpu.realtime_period() {
-            let value = period.to_string();
-            self.write_v1("linux.resources.cpu.realtimePeriod", "cpu", "cpu.rt_period_us", &value)?;
-        }
-        if let Some(runtime) = cpu.realtime_runtime() {
-            let value = runtime.to_string();
-            self.write_v1("linux.resources.cpu.realtimeRuntime", "cpu", "cpu.rt_runtime_us", &value)?;
-        }
+        let real_time = |name: &str, file: &str, value: Option<String>| {
+            let property = format!("linux.resources.cpu.{name}");
+            value.map_or(Ok(()), |value| self.write_v1(&property, "cpu", file, &value))
+        };
+        let (period, runtime) = (cpu.realtime_period(), cpu.realtime_runtime());
+        in_either_order(
+            || real_time("realtimePeriod", "cpu.rt_period_us", period.map(|us| us.to_string())),
+            || real_time("realtimeRuntime", "cpu.rt_runtime_us", runtime.map(|us| us.to_string())),
+        )?;
         let (cpus, mems) = (cpu.cpus().as_deref().unwrap_or(""), cpu.mems().as_deref().unwrap_or(""));
         if !cpus.is_empty() || !mems.is_empty() {
             let controller: &CpuSetController = self.controller("cpuset")?;
@@ -319,6 +327,14 @@ impl Cgroup {
 
     pub(super) fn set(&self, act: &'static str, result: cgroups_rs::fs::error::Result<()>) -> Result<(), Error> {
         result.map_err(|error| Error::Cgroup { path: self.path.clone(), act, reason: chain(&error) })
+    }
+}
+
+/// Sets two things of which the kernel judges each with the other's old value: what is refused one way may be taken the other way.
+fn in_either_order(one: impl Fn() -> Result<(), Error>, other: impl Fn() -> Result<(), Error>) -> Result<(), Error> {
+    match one() {
+        Ok(()) => other(),
+        Err(_) => other().and_then(|()| one()),
     }
 }
 

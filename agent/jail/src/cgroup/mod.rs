@@ -171,6 +171,7 @@ impl Cgroup {
         if v2 {
             self.enable_controllers();
         }
+        let mut was_there = false;
         for directory in self.directories() {
             let fail = |source: IoError| Error::system(format!("make the cgroup {}", directory.display()), source);
             let new = match tree::make(&directory) {
@@ -185,12 +186,22 @@ impl Cgroup {
             };
             if new.map_err(fail)? {
                 made.push(directory);
-            } else if !tree::processes(&directory).is_empty() {
-                let (act, reason) = ("create", "it exists and has processes".into());
-                return Err(Error::Cgroup { path: self.path.clone(), act, reason });
+                continue;
+            }
+            was_there = true;
+            if !tree::processes(&directory).is_empty() {
+                return Err(self.exists_and("has processes"));
             }
         }
+        // Whoever enters a frozen cgroup does not even end any more.
+        if was_there && self.is_frozen() {
+            return Err(self.exists_and("is frozen"));
+        }
         if v2 { Ok(()) } else { self.inherit_cpuset() }
+    }
+
+    fn exists_and(&self, what: &str) -> Error {
+        Error::Cgroup { path: self.path.clone(), act: "create", reason: format!("it exists and {what}") }
     }
 
     /// cgroup v2: hands every controller down to the parent's children. Those that can't be are missing when a limit asks for them.

@@ -14,7 +14,8 @@ use crate::error::Error;
 pub(crate) struct Hook {
     pub(crate) path: CString,
     pub(crate) args: Vec<CString>,
-    pub(crate) env: Vec<CString>,
+    /// `None`: what the one that runs it has.
+    pub(crate) env: Option<Vec<CString>>,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -29,6 +30,8 @@ pub(crate) struct Hooks {
     pub(crate) poststop: Vec<Hook>,
     /// The state that is told, but for status and PID.
     pub(crate) state: runtime::State,
+    /// The bundle, and the root file system.
+    pub(crate) places: [CString; 2],
 }
 
 impl Hooks {
@@ -42,7 +45,10 @@ impl Hooks {
         let none = runtime::Hooks::default();
         let asked = spec.hooks().as_ref().unwrap_or(&none);
         let prestart = asked.prestart();
+        let root = spec.root().as_ref().map_or(bundle.to_path_buf(), |root| bundle.join(root.path()));
+        let place = |path: &Path| c_string("root.path", &path.to_string_lossy());
         Ok(Hooks {
+            places: [place(bundle)?, place(&root)?],
             prestart: judge("hooks.prestart", prestart.as_deref())?,
             create_runtime: judge("hooks.createRuntime", asked.create_runtime().as_deref())?,
             create_container: judge("hooks.createContainer", asked.create_container().as_deref())?,
@@ -85,5 +91,6 @@ fn judge_one(property: &str, hook: &runtime::Hook) -> Result<Hook, Error> {
     if args.is_empty() {
         args.push(path.clone());
     }
-    Ok(Hook { path, args, env: strings(hook.env())?, timeout })
+    let env = hook.env().is_some().then(|| strings(hook.env())).transpose()?;
+    Ok(Hook { path, args, env, timeout })
 }

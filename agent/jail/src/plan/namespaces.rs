@@ -8,6 +8,7 @@ use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceTyp
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::c_string;
+use crate::channel::Point;
 use crate::error::Error;
 use crate::step::Step;
 
@@ -56,6 +57,8 @@ pub(crate) struct Namespaces {
     joined: Vec<Step>,
     /// The steps that furnish new ones.
     steps: Vec<Step>,
+    /// The offsets of its new time namespace.
+    pub(crate) offsets: Option<CString>,
     /// Those that wait until the process is in its cgroup.
     pub(crate) in_cgroup: Vec<Step>,
     /// What a process that joins the container later enters.
@@ -70,8 +73,8 @@ pub(crate) struct Namespaces {
     pub(crate) own_mounts: bool,
     /// Whether it lives in the runtime's mount namespace.
     pub(crate) shares_mounts: bool,
-    /// Whether it makes a UTS namespace.
-    pub(crate) has_own_names: bool,
+    /// Whether it has a UTS namespace that is not the runtime's.
+    pub(crate) has_names: bool,
     /// The mappings of its new user namespace.
     pub(crate) maps: Option<Maps>,
 }
@@ -103,6 +106,7 @@ impl Namespaces {
             pid: None,
             joined: Vec::new(),
             steps: Vec::new(),
+            offsets: None,
             in_cgroup: Vec::new(),
             joinable: ThreadNameSpaceType::empty(),
             has_pid: false,
@@ -110,7 +114,7 @@ impl Namespaces {
             has_user: false,
             own_mounts: false,
             shares_mounts: false,
-            has_own_names: false,
+            has_names: false,
             maps: None,
         };
         let offsets = time_offsets(linux)?;
@@ -151,6 +155,7 @@ impl Namespaces {
             LinkNameSpaceType::ProcessID => self.pid = Some(fd),
             LinkNameSpaceType::User => self.user = Some(fd),
             _ => {
+                self.has_names |= kind == LinkNameSpaceType::HostNameAndNISDomainName;
                 let name = format!("{} namespace {}", namespace.typ(), path.display());
                 self.joined.push(Step::JoinNamespace { fd: Some(fd), kind, name });
             }
@@ -172,7 +177,8 @@ impl Namespaces {
             }
             // Its offsets are set before anybody is in it.
             LinuxNamespaceType::Time => {
-                self.steps.push(Step::TimeOffsets(offsets.cloned().unwrap_or_default()));
+                self.steps.push(Step::NewTimeNamespace);
+                self.offsets = offsets.cloned();
                 return Ok(());
             }
             LinuxNamespaceType::Pid | LinuxNamespaceType::User => {
@@ -181,7 +187,7 @@ impl Namespaces {
             }
             LinuxNamespaceType::Network => self.steps.push(Step::LoopbackUp),
             LinuxNamespaceType::Mount => self.own_mounts = true,
-            LinuxNamespaceType::Uts => self.has_own_names = true,
+            LinuxNamespaceType::Uts => self.has_names = true,
             LinuxNamespaceType::Ipc => {}
         }
         self.made |= u64::from(flag.bits());
@@ -191,7 +197,17 @@ impl Namespaces {
     /// Makes those that are made, joins those that exist, and furnishes them.
     pub(super) fn into_steps(self) -> impl Iterator<Item = Step> {
         let made = (self.made != 0).then_some(Step::NewNamespaces(self.made));
-        made.into_iter().chain(self.joined).chain(self.steps)
+        // In a user namespace a process that hides may not write to its own file in /proc.
+        let offsets = self.offsets.map(|value| match self.has_user {
+            true => Step::Sync(Point::Clocks),
+            false => Step::Write { path: c"/proc/self/timens_offsets".into(), value },
+        });
+        made.into_iter().chain(self.joined).chain(self.steps).chain(offsets)
+    }
+
+    /// The steps that join existing ones, if they must be joined before a user namespace is.
+    pub(super) fn joined_before(&mut self) -> Vec<Step> {
+        if self.has_user { std::mem::take(&mut self.joined) } else { Vec::new() }
     }
 
     fn map(&mut self, linux: &Linux) -> Result<(), Error> {

@@ -13,6 +13,10 @@ use rustix::io::Errno;
 /// The longest path that the kernel takes, with its NUL (PATH_MAX, limits.h).
 const PATH_MAX: usize = 4096;
 
+/// How often a path with `..` in it is tried: when anything was renamed or mounted on the system meanwhile, the kernel can't tell whether it left the
+/// root (openat2(2), EAGAIN).
+const MOST_TRIES: u32 = 256;
+
 /// How many links that lead nowhere yet are followed on the way to one path.
 const MOST_LINKS: u32 = 8;
 
@@ -117,7 +121,14 @@ fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Opens a path of the container as the container would see it: links stay inside the root, and none of the magic ones is followed.
 pub(super) fn open(root: BorrowedFd<'_>, path: &CStr, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    let mut opened = Err(Errno::AGAIN);
+    for _ in 0..MOST_TRIES {
+        opened = rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
+        if !matches!(opened, Err(Errno::AGAIN | Errno::INTR)) {
+            break;
+        }
+    }
+    opened
 }
 
 /// What to make where a path leads nowhere yet.

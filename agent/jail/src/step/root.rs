@@ -207,7 +207,7 @@ pub(super) fn enter(walk: &mut Walk<'_>, entry: Entry) -> Result<(), Errno> {
             }
         }
         Entry::Move => move_into_place(root.as_fd())?,
-        Entry::Chroot => change(root.as_fd())?,
+        Entry::Chroot | Entry::Attach => change(root.as_fd())?,
     }
     rustix::process::chdir(c"/")
 }

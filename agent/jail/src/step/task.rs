@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{Credentials, Inside, Walk, errno, path, root, taken, write_file};
+use super::{Credentials, Inside, Walk, errno, path, root, taken};
 use crate::channel::{self, Point};
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
@@ -31,12 +31,6 @@ pub(super) fn mapped_root() -> Result<(), Errno> {
 /// fork or an exit.
 pub(super) fn enter_cgroup(walk: &Walk<'_>) -> Result<(), Errno> {
     channel::sync_for_each(walk.socket, Point::Entrances, |entrance| rustix::io::write(&entrance, b"0").map(drop))
-}
-
-/// A new time namespace. The process itself enters it with its program (time_namespaces(7), Linux 6.1).
-pub(super) fn time_offsets(offsets: &CStr) -> Result<(), Errno> {
-    nacre_sys::clone::unshare(libc::CLONE_NEWTIME as u64).map_err(errno)?;
-    if offsets.is_empty() { Ok(()) } else { write_file(c"/proc/self/timens_offsets", offsets) }
 }
 
 pub(super) fn loopback_up() -> Result<(), Errno> {
