@@ -25,6 +25,8 @@ pub(crate) enum Point {
     Clocks,
     /// The parent sets its resource limits: root of a user namespace can't raise them.
     Limits,
+    /// The parent takes back that its devices may be made.
+    Devices,
     /// The parent runs the hooks that come before the root is entered.
     BeforeRoot,
     /// Whoever opened the start gate runs the hooks that come before the program.
@@ -74,6 +76,7 @@ impl Message {
             Message::Sync(Point::BeforeProgram) => (8, 1),
             Message::Sync(Point::Entrances) => (9, 1),
             Message::Sync(Point::Clocks) => (10, 1),
+            Message::Sync(Point::Devices) => (11, 1),
         };
         if let Some(first) = bytes.first_mut() {
             *first = kind;
@@ -95,6 +98,7 @@ impl Message {
             [8] => Message::Sync(Point::BeforeProgram),
             [9] => Message::Sync(Point::Entrances),
             [10] => Message::Sync(Point::Clocks),
+            [11] => Message::Sync(Point::Devices),
             _ => return None,
         })
     }
@@ -216,14 +220,21 @@ mod tests {
 
     #[test]
     fn every_message_comes_back_as_it_was() {
-        let points =
-            [Point::Mapped, Point::Entrances, Point::Clocks, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
+        let points = [
+            Point::Mapped,
+            Point::Entrances,
+            Point::Clocks,
+            Point::Devices,
+            Point::Limits,
+            Point::BeforeRoot,
+            Point::BeforeProgram,
+        ];
         let others = [Message::Ready, Message::Listener, Message::Born, Message::Failed(7, -1)];
         for message in points.map(Message::Sync).into_iter().chain(others) {
             let (bytes, length) = message.encode();
             assert_eq!(Message::decode(&bytes[..length]), Some(message));
         }
-        assert_eq!(Message::decode(&[11]), None);
+        assert_eq!(Message::decode(&[12]), None);
         assert_eq!(Message::decode(&[1, 1]), None);
     }
 }

@@ -133,6 +133,10 @@ impl Container {
                     Ok(())
                 }
                 Event::At(Point::Entrances) => return Ok(std::mem::take(&mut entrances)),
+                Event::At(Point::Devices) => {
+                    let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref());
+                    cgroup.get()?.allow_devices(rules.unwrap_or_default(), &devices)
+                }
                 Event::At(Point::BeforeRoot) => before_root(&hooks, child, &interior),
                 Event::At(Point::BeforeProgram) => {
                     before_program(&hooks, &process, &target(child, &interior), cgroup.get()?)

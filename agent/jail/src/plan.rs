@@ -210,6 +210,10 @@ impl Plan {
         self.shows_cgroup = asked.iter().any(mounts::is_cgroup);
         let nodes = linux.devices().as_deref().unwrap_or_default();
         self.inside_root.extend(devices::lay_out(asked, nodes, self.namespaces.has_user)?);
+        let rules = self.resources.as_ref().and_then(|resources| resources.devices().as_deref());
+        if cgroup::devices::forbid_nodes(rules.unwrap_or_default(), nodes)? {
+            self.inside_root.push(Step::Sync(Point::Devices));
+        }
         let cwd = process::cwd(&self.process)?;
         self.inside_root.push(Step::MakeDirectory(mounts::inside("process.cwd", cwd)?));
         self.after_root.extend(laid.last);

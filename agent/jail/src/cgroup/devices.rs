@@ -49,16 +49,53 @@ const DEFAULTS: [(u32, Option<u32>); 9] = [
     (136, None),
 ];
 
+/// Whether the rules forbid to make one of the nodes that the container has been given: then they can hold only when those are made.
+///
+/// # Errors
+/// Rules that mean nothing.
+pub(crate) fn forbid_nodes(asked: &[LinuxDeviceCgroup], nodes: &[LinuxDevice]) -> Result<bool, Error> {
+    let rules = rules(asked, nodes)?;
+    let making = made(nodes);
+    Ok(making.iter().any(|node| !allows(&rules, node.kind, node.major, node.minor, MAKE)))
+}
+
+/// What the rules say of one device.
+fn allows(rules: &[Rule], kind: Option<Kind>, major: Option<u32>, minor: Option<u32>, access: u8) -> bool {
+    [MAKE, READ, WRITE].into_iter().filter(|bit| access & bit != 0).all(|bit| {
+        let matching = |rule: &&Rule| {
+            (rule.kind.is_none() || rule.kind == kind)
+                && (rule.major.is_none() || rule.major == major)
+                && (rule.minor.is_none() || rule.minor == minor)
+                && rule.access & bit != 0
+        };
+        rules.iter().find(matching).is_some_and(|rule| rule.allow)
+    })
+}
+
 impl Cgroup {
     /// Sets the rules, in place of those before.
     pub(crate) fn allow_devices(&self, asked: &[LinuxDeviceCgroup], nodes: &[LinuxDevice]) -> Result<(), Error> {
-        let rules = rules(asked, nodes)?;
+        self.set_rules(&rules(asked, nodes)?, asked.is_empty())
+    }
+
+    /// As [`Cgroup::allow_devices`], and that `nodes` may be made.
+    pub(crate) fn allow_devices_and_making(
+        &self,
+        asked: &[LinuxDeviceCgroup],
+        nodes: &[LinuxDevice],
+    ) -> Result<(), Error> {
+        let making = made(nodes).into_iter().map(|rule| Rule { access: MAKE, ..rule });
+        let rules: Vec<Rule> = making.chain(rules(asked, nodes)?).collect();
+        self.set_rules(&rules, asked.is_empty())
+    }
+
+    fn set_rules(&self, rules: &[Rule], by_default: bool) -> Result<(), Error> {
         if is_unified() {
-            return self.attach(&program(&rules));
+            return self.attach(&program(rules));
         }
         let Some(base) = self.base("devices") else {
             // A hierarchy without the controller can't keep a container from a device that it has a node of, nor from making one.
-            return if asked.is_empty() {
+            return if by_default {
                 Ok(())
             } else {
                 Err(Error::Unsupported { property: "linux.resources.devices: no controller \"devices\"".into() })
@@ -69,7 +106,7 @@ impl Cgroup {
             open.map_err(|source| Error::system(format!("linux.resources.devices: open {file}"), source))
         };
         let (mut allow, mut deny) = (open("devices.allow")?, open("devices.deny")?);
-        for line in v1_lines(&rules) {
+        for line in v1_lines(rules) {
             let text = line.text();
             let to = if line.allow { &mut allow } else { &mut deny };
             to.write_all(text.as_bytes()).map_err(|source| {
@@ -100,22 +137,29 @@ impl Cgroup {
 /// All rules, the first to be asked first: the last one of the specification decides.
 fn rules(asked: &[LinuxDeviceCgroup], nodes: &[LinuxDevice]) -> Result<Vec<Rule>, Error> {
     let character = Some(Kind::Character);
-    let allowed = |kind, major, minor| Rule { allow: true, kind, major: Some(major), minor, access: ALL };
     let mut rules: Vec<Rule> = DEFAULTS.iter().map(|(major, minor)| allowed(character, *major, *minor)).collect();
     for (i, rule) in asked.iter().enumerate().rev() {
         rules.push(rule_of(&format!("linux.resources.devices[{i}]"), rule)?);
     }
-    for node in nodes {
+    rules.extend(made(nodes));
+    Ok(rules)
+}
+
+fn allowed(kind: Option<Kind>, major: u32, minor: Option<u32>) -> Rule {
+    Rule { allow: true, kind, major: Some(major), minor, access: ALL }
+}
+
+/// A rule for each node.
+fn made(nodes: &[LinuxDevice]) -> Vec<Rule> {
+    let rule = |node: &LinuxDevice| {
         let kind = match node.typ() {
             LinuxDeviceType::C | LinuxDeviceType::U => Kind::Character,
             LinuxDeviceType::B => Kind::Block,
-            LinuxDeviceType::P | LinuxDeviceType::A => continue, // a pipe is no device
+            LinuxDeviceType::P | LinuxDeviceType::A => return None, // a pipe is no device
         };
-        if let (Ok(major), Ok(minor)) = (u32::try_from(node.major()), u32::try_from(node.minor())) {
-            rules.push(allowed(Some(kind), major, Some(minor)));
-        }
-    }
-    Ok(rules)
+        Some(allowed(Some(kind), u32::try_from(node.major()).ok()?, Some(u32::try_from(node.minor()).ok()?)))
+    };
+    nodes.iter().filter_map(rule).collect()
 }
 
 fn rule_of(property: &str, asked: &LinuxDeviceCgroup) -> Result<Rule, Error> {
@@ -290,19 +334,6 @@ mod tests {
         }
     }
 
-    /// What the rules mean, access by access.
-    fn means(rules: &[Rule], kind: Kind, major: u32, minor: u32, access: u8) -> bool {
-        [MAKE, READ, WRITE].into_iter().filter(|bit| access & bit != 0).all(|bit| {
-            let matching = |rule: &&Rule| {
-                rule.kind.is_none_or(|k| k == kind)
-                    && rule.major.is_none_or(|m| m == major)
-                    && rule.minor.is_none_or(|m| m == minor)
-                    && rule.access & bit != 0
-            };
-            rules.iter().find(matching).is_some_and(|rule| rule.allow)
-        })
-    }
-
     fn any_rule() -> impl Strategy<Value = Rule> {
         let kind = prop_oneof![Just(None), Just(Some(Kind::Block)), Just(Some(Kind::Character))];
         let number = || prop_oneof![Just(None), (0..4_u32).prop_map(Some), any::<u32>().prop_map(Some)];
@@ -323,7 +354,7 @@ mod tests {
         ) {
             let kind = if character { Kind::Character } else { Kind::Block };
             let said = run(&program(&rules), kind, major, minor, access);
-            prop_assert_eq!(said, Some(means(&rules, kind, major, minor, access)));
+            prop_assert_eq!(said, Some(allows(&rules, Some(kind), Some(major), Some(minor), access)));
         }
     }
 

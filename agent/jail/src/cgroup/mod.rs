@@ -3,7 +3,7 @@
 //! The files are written through cgroups-rs where it knows them. The judgement of what a limit means on either hierarchy is here, because
 //! "no limit" (−1) must be settable again after a limit was.
 
-mod devices;
+pub(crate) mod devices;
 mod limits;
 mod tree;
 mod usage;
@@ -225,7 +225,11 @@ impl Cgroup {
             self.update(resources)?;
         }
         let rules = resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default();
-        self.allow_devices(rules, nodes)
+        if devices::forbid_nodes(rules, nodes)? {
+            self.allow_devices_and_making(rules, nodes)
+        } else {
+            self.allow_devices(rules, nodes)
+        }
     }
 
     /// The cgroup, below the hierarchy's root.
