@@ -280,9 +280,6 @@ impl Container {
         if self.init.has_ended()? {
             return Err(Error::Ended);
         }
-        if self.init.is_waiting() {
-            return Err(Error::State("not started"));
-        }
         let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
         let launch = plan::exec(process, &target, self.cgroup.get()?.birthplace()?, io, descriptors)?;
         let mut entrances = Vec::new();
@@ -324,6 +321,11 @@ impl Container {
             }
         }
         Ok(())
+    }
+
+    /// Whether all its processes end with the first one, which leads their PID namespace.
+    pub fn ends_with_its_first_process(&self) -> bool {
+        self.interior.leads_pid_namespace
     }
 
     /// Every process of the container, as the caller numbers them.

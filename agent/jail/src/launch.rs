@@ -21,6 +21,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use crate::channel::{self, Heard, Message, Point, retry};
 use crate::error::Error;
+use crate::step::home::Home;
 use crate::step::{Step, Walk, errno};
 
 /// How long one stretch of the set-up of a process may take: steps are system calls, and only a sick file system makes one wait.
@@ -253,6 +254,7 @@ impl Launch {
             master: None,
             slave: None,
             label: None,
+            home: Home::nowhere(),
             in_place: false,
             candidates: &self.candidates,
             own_program,
@@ -286,6 +288,7 @@ impl Launch {
         let Some(program) = self.candidates.strings().get(walk.program) else {
             return fail(socket, EXECVE, Errno::NOENT);
         };
+        self.envp.fill_in(&[b"HOME=", walk.home.path()]);
         let error = execve(program, &self.argv, &self.envp);
         fail(socket, EXECVE, errno(error))
     }

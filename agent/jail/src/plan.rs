@@ -386,7 +386,7 @@ fn assemble(process: &runtime::Process, cgroup: Option<OwnedFd>, start: Start) -
         kept: 0,
         candidates: StringArray::new(process::candidates(process)?),
         argv: StringArray::new(process::argv(process)?),
-        envp: StringArray::new(process::envp(process)?),
+        envp: process::envp(process)?,
     })
 }
 
@@ -425,6 +425,12 @@ fn process_steps(
     kept: u32,
 ) -> Result<Tail, Error> {
     let mut steps = vec![Step::Session];
+    if process.exec_cpu_affinity().is_none() {
+        steps.push(Step::AllProcessors);
+    }
+    if !process::has_home(process) {
+        steps.push(Step::FindHome(process.user().uid()));
+    }
     match streams {
         Streams::Terminal => steps.push(Step::TerminalStdio),
         Streams::Given(pipes) => steps.push(Step::Stdio(pipes.map(Some))),

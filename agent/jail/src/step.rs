@@ -5,6 +5,7 @@
 //! number, says what it was about. A descriptor that a step has used is closed by it, so that none is open when the program starts or
 //! when a path of the container's is followed.
 
+pub(crate) mod home;
 mod path;
 mod root;
 mod task;
@@ -149,9 +150,11 @@ pub(crate) enum Step {
     Schedule(Scheduling),
     IoPriority { class: u8, level: u8 },
     Affinity(CpuSet),
+    AllProcessors,
     Personality(u64),
     OpenLabel { file: CString },
     Label { value: CString },
+    FindHome(u32),
     ChangeDirectory { path: CString, last_chance: bool },
     OwnStdio(u32),
     BoundCapabilities(CapabilitySet),
@@ -181,6 +184,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) master: Option<OwnedFd>,
     pub(crate) slave: Option<OwnedFd>,
     pub(crate) label: Option<OwnedFd>,
+    /// The user's home.
+    pub(crate) home: home::Home,
     /// Whether the process is in its working directory.
     pub(crate) in_place: bool,
     /// The places where the program may be.
@@ -247,9 +252,11 @@ impl fmt::Display for Step {
             Step::Schedule(_) => f.write_str("set the scheduler (process.scheduler)"),
             Step::IoPriority { .. } => f.write_str("set the I/O priority (process.ioPriority)"),
             Step::Affinity(_) => f.write_str("set the CPU affinity (process.execCPUAffinity)"),
+            Step::AllProcessors => f.write_str("run on all processors"),
             Step::Personality(_) => f.write_str("set the personality (linux.personality)"),
             Step::OpenLabel { file } => write!(f, "open {} (is the security module active?)", text(file)),
             Step::Label { value } => write!(f, "set the security label {:?}", text(value)),
+            Step::FindHome(uid) => write!(f, "find the home of user {uid}"),
             Step::ChangeDirectory { path, .. } => write!(f, "change to the directory {}", text(path)),
             Step::OwnStdio(uid) => write!(f, "give standard input, output and error to user {uid}"),
             Step::BoundCapabilities(_) => f.write_str("bound the capabilities"),
@@ -339,12 +346,17 @@ impl Step {
             Step::Schedule(scheduling) => nacre_sys::process::set_scheduling(scheduling).map_err(errno),
             Step::IoPriority { class, level } => nacre_sys::process::set_io_priority(*class, *level).map_err(errno),
             Step::Affinity(cpus) => rustix::thread::sched_setaffinity(None, cpus),
+            Step::AllProcessors => task::all_processors(),
             Step::Personality(persona) => nacre_sys::process::set_personality(*persona).map_err(errno),
             Step::OpenLabel { file } => {
                 walk.label = Some(rustix::fs::open(file.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?);
                 Ok(())
             }
             Step::Label { value } => task::label(walk, value),
+            Step::FindHome(uid) => {
+                walk.home = home::find(*uid);
+                Ok(())
+            }
             Step::ChangeDirectory { path, last_chance } => task::change_directory(walk, path, *last_chance),
             Step::OwnStdio(uid) => task::own_stdio(*uid),
             Step::BoundCapabilities(keep) => task::bound_capabilities(*keep),

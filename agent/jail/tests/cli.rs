@@ -104,7 +104,7 @@ fn a_container_goes_from_created_to_deleted() {
     assert_eq!((&state["ociVersion"], &state["annotations"]["a"]), (&json!("1.2.0"), &json!("b")));
 
     assert_eq!(jail.complaint(&["create", id]), format!("container with given ID already exists: {id}"));
-    assert_eq!(jail.complaint(&["exec", id, "true"]), "cannot exec in a container that is created, not running");
+    assert_eq!(jail.ok(&["exec", id, "echo", "already"]), "already\n");
     assert!(jail.complaint(&["delete", id]).contains("that is not stopped: created"));
     jail.ok(&["start", id]);
     assert_eq!(jail.status(), "running");
@@ -123,11 +123,13 @@ fn a_container_goes_from_created_to_deleted() {
     assert!(jail.ok(&["list"]).contains(id));
     assert_eq!(jail.ok(&["list", "--quiet"]).trim(), id);
 
+    jail.ok(&["kill", id, "0"]); // which asks whether it could be sent one
     jail.ok(&["kill", id, "SIGKILL"]);
     assert_eq!(jail.wait(pid), 137);
     assert_eq!(jail.status(), "stopped");
     assert_eq!(jail.state()["pid"], 0);
     assert_eq!(jail.complaint(&["kill", id, "TERM"]), "container not running");
+    assert_eq!(jail.complaint(&["exec", id, "true"]), "cannot exec in a container that has stopped");
     assert_eq!(jail.complaint(&["start", id]), "cannot start a container that has stopped");
     jail.ok(&["delete", id]);
     assert_eq!(jail.complaint(&["state", id]), format!("container does not exist: {id}"));
@@ -269,6 +271,43 @@ fn receive(listener: &UnixListener) -> OwnedFd {
         _ => None,
     });
     fd.unwrap()
+}
+
+#[test]
+fn a_process_is_handed_on_by_its_pidfd() {
+    let Some(jail) = Jail::new("pidfd", |_| (), "exec sleep 1000") else { return };
+    let listener = UnixListener::bind(jail.path("pidfd")).unwrap();
+    let detached = |args: &[&str]| {
+        assert!(jail.command(args).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    };
+    detached(&["run", "--detach", "--pid-file", "pid", "--pidfd-socket", "pidfd", &jail.id]);
+    let init = receive(&listener);
+    detached(&["exec", "--detach", "--pid-file", "pid2", "--pidfd-socket", "pidfd", &jail.id, "sleep", "1000"]);
+    let other = receive(&listener);
+    let kill = |pidfd: &OwnedFd| rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL).unwrap();
+    let wait = |file: &str| jail.wait(fs::read_to_string(jail.path(file)).unwrap().parse().unwrap());
+    kill(&other);
+    assert_eq!((wait("pid2"), jail.status().as_str()), (137, "running"));
+    kill(&init);
+    assert_eq!(wait("pid"), 137);
+    assert_eq!(jail.status(), "stopped");
+}
+
+#[test]
+fn what_would_survive_the_first_process_is_killed_with_it() {
+    let share = |json: &mut Value| common::drop_namespace(json, "pid");
+    let Some(jail) = Jail::new("survivor", share, "sleep 1000 & exec sleep 1001") else { return };
+    let status = jail.command(&["run", "--detach", &jail.id]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.unwrap().success());
+    let pids = || serde_json::from_str::<Vec<i32>>(&jail.ok(&["ps", "--format", "json", &jail.id])).unwrap();
+    while pids().len() < 2 {
+        std::hint::spin_loop();
+    }
+    let all = pids();
+    jail.ok(&["kill", &jail.id, "KILL"]);
+    for pid in all {
+        assert_eq!(jail.wait(pid), 137);
+    }
 }
 
 #[test]

@@ -155,7 +155,11 @@ fn more_processes_join_and_all_end_with_the_container() {
     let (read, io) = pipes();
     let container = Container::create(Plan::new("exec", &spec, bundle.0.path()).unwrap(), io).unwrap();
     let process = spec.process().clone().unwrap();
-    assert!(matches!(container.exec(&process, pipes().1, 0), Err(Error::State("not started"))));
+    let mut early = process.clone();
+    early.set_args(Some(["echo", "early"].map(String::from).to_vec()));
+    let (output, io) = pipes();
+    container.exec(&early, io, 0).unwrap().wait().unwrap();
+    assert_eq!(drain(output), "early\n");
     container.start().unwrap();
     assert!(matches!(container.start(), Err(Error::State(_))));
 

@@ -129,6 +129,41 @@ fn a_filter_need_not_allow_what_the_engine_does() {
 }
 
 #[test]
+fn a_process_has_the_home_of_its_user_and_all_processors_unless_it_is_told() {
+    let Some(bundle) = bundle() else { return };
+    let etc = bundle.0.path().join("rootfs/etc");
+    std::fs::create_dir(&etc).unwrap();
+    std::fs::write(etc.join("passwd"), "root:x:0:0::/root:/bin/sh\nsomebody:x:1000:1000::/home/somebody:\n").unwrap();
+    for (uid, env, expected) in [
+        (0, json!(["PATH=/bin"]), "/root"),
+        (1000, json!(["HOME=", "PATH=/bin"]), "/home/somebody"),
+        (77, json!(["PATH=/bin"]), "/"),
+        (0, json!(["PATH=/bin", "HOME=/mine"]), "/mine"),
+    ] {
+        let mut json = spec("echo $HOME");
+        json["process"]["user"]["uid"] = uid.into();
+        json["process"]["env"] = env;
+        assert_eq!(run(&bundle, "home", &json).unwrap().0, format!("{expected}\n"), "{uid}");
+    }
+    // A passwd that is no file is not waited for.
+    std::fs::remove_file(etc.join("passwd")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, etc.join("passwd"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(run(&bundle, "home", &spec("echo $HOME")).unwrap().0, "/\n");
+
+    let all = rustix::thread::sched_getaffinity(None).unwrap();
+    let processors = std::thread::scope(|scope| {
+        let run_on_one = || {
+            let mut one = rustix::thread::CpuSet::new();
+            one.set((0..1024).find(|processor| all.is_set(*processor)).unwrap());
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            run(&bundle, "processors", &spec("busybox nproc")).unwrap().0
+        };
+        scope.spawn(run_on_one).join().unwrap()
+    });
+    assert_eq!(processors, format!("{}\n", all.count()));
+}
+
+#[test]
 fn a_label_without_its_security_module_is_an_error() {
     let Some(bundle) = bundle() else { return };
     let modules = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();

@@ -10,6 +10,8 @@ use std::io;
 /// A NULL-terminated array of C strings, ready for execve(2).
 pub struct StringArray {
     strings: Vec<CString>,
+    /// The last string, if it is to be filled in later. Its last byte stays 0.
+    room: Option<Box<[u8]>>,
     pointers: Vec<*const c_char>,
 }
 
@@ -17,7 +19,22 @@ impl StringArray {
     /// Lays out `strings`.
     pub fn new(strings: Vec<CString>) -> StringArray {
         let pointers = strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect();
-        StringArray { strings, pointers }
+        StringArray { strings, room: None, pointers }
+    }
+
+    /// Lays out `strings` and one more, of at most `length` bytes, which is empty until it is filled in.
+    pub fn with_room(strings: Vec<CString>, length: usize) -> StringArray {
+        let room = vec![0; length + 1].into_boxed_slice();
+        let all = strings.iter().map(|s| s.as_ptr()).chain([room.as_ptr().cast(), std::ptr::null()]);
+        let pointers = all.collect();
+        StringArray { strings, room: Some(room), pointers }
+    }
+
+    /// Fills in the string for which there is room, if there is: `parts`, one after the other, as far as they go in. Async-signal-safe.
+    pub fn fill_in(&mut self, parts: &[&[u8]]) {
+        let Some((_, room)) = self.room.as_deref_mut().and_then(<[u8]>::split_last_mut) else { return };
+        let bytes = parts.iter().copied().flatten().chain(std::iter::repeat(&0));
+        room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
     }
 
     /// The strings.
@@ -32,7 +49,7 @@ impl fmt::Debug for StringArray {
     }
 }
 
-// SAFETY: the pointers lead into `strings`, whose heap memory moves with the value and is never changed.
+// SAFETY: the pointers lead into `strings` and `room`, whose heap memory moves with the value and is changed by who holds it alone.
 unsafe impl Send for StringArray {}
 // SAFETY: as for Send; there is no interior mutability.
 unsafe impl Sync for StringArray {}
@@ -80,4 +97,24 @@ pub unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: no memory is passed; the caller answers for the descriptors.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_filled_in_ends_where_its_room_does() {
+        let mut array = StringArray::with_room(vec![c"A=1".into()], 9);
+        let last = |array: &StringArray| {
+            let room = array.room.as_deref().unwrap();
+            CStr::from_bytes_until_nul(room).unwrap().to_owned()
+        };
+        assert_eq!((array.pointers.len(), last(&array)), (3, c"".to_owned()));
+        array.fill_in(&[b"HOME=", b"/root"]);
+        assert_eq!(last(&array), c"HOME=/roo".to_owned());
+        array.fill_in(&[b"HOME=", b"/"]);
+        assert_eq!(last(&array), c"HOME=/".to_owned());
+        StringArray::new(Vec::new()).fill_in(&[b"nowhere"]);
+    }
 }

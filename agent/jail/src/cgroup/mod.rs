@@ -40,7 +40,7 @@ pub(crate) struct Cgroup {
 }
 
 /// Whether cgroups are those of cgroup v2, in which a process can be born. A system has them mounted one way, once and for all.
-pub(crate) fn is_unified() -> bool {
+pub fn is_unified() -> bool {
     static UNIFIED: OnceLock<bool> = OnceLock::new();
     *UNIFIED.get_or_init(hierarchies::is_cgroup2_unified_mode)
 }

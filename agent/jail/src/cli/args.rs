@@ -21,7 +21,11 @@ when it can't be run or is not there. Everything else: 0, or 1 with one line on 
 /// Runs containers from OCI bundles.
 #[derive(Debug, Parser)]
 #[command(name = "nacre-jail", version = VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(disable_version_flag = true)]
 pub struct Args {
+    /// Print the version
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     /// Where containers are remembered
     #[arg(long, value_name = "DIR", default_value = "/run/nacre-jail", env = "NACRE_JAIL_ROOT")]
     pub root: PathBuf,
@@ -170,6 +174,9 @@ pub struct Create {
     /// Write the first process's number to this file
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// A UNIX socket that is sent the pidfd of the first process
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Move the root into place instead of pivoting into it
     #[arg(long)]
     pub no_pivot: bool,
@@ -222,6 +229,9 @@ pub struct Exec {
     pub pid_file: Option<PathBuf>,
     #[arg(long, value_name = "SOCKET")]
     pub console_socket: Option<PathBuf>,
+    /// A UNIX socket that is sent the pidfd of the process
+    #[arg(long, value_name = "SOCKET")]
+    pub pidfd_socket: Option<PathBuf>,
     /// Give it a terminal
     #[arg(short, long)]
     pub tty: bool,
@@ -295,6 +305,9 @@ pub struct Update {
     pub cpu_burst: Option<u64>,
     #[arg(long, value_name = "SHARES")]
     pub cpu_share: Option<u64>,
+    /// 1 for a container that runs only when nobody else does
+    #[arg(long, value_name = "0|1", allow_hyphen_values = true)]
+    pub cpu_idle: Option<i64>,
     #[arg(long, value_name = "US")]
     pub cpu_rt_period: Option<u64>,
     #[arg(long, value_name = "US", allow_hyphen_values = true)]

@@ -37,17 +37,17 @@ impl<'a> Terminal<'a> {
     }
 }
 
-/// Sends `master` to the listener on `socket`.
-pub fn send(socket: &Path, master: BorrowedFd<'_>) -> Result<()> {
-    let act = || format!("send the terminal to {}", socket.display());
+/// Sends `fd` to the listener on `socket`, under the name `name`.
+pub fn send(socket: &Path, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
+    let act = || format!("send {name} to {}", socket.display());
     let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).with_context(act)?;
     let address = SocketAddrUnix::new(socket).with_context(act)?;
     rustix::net::connect(&stream, &address).with_context(act)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [master];
+    let fds = [fd];
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(&stream, &[IoSlice::new(b"/dev/ptmx")], &mut ancillary, SendFlags::NOSIGNAL).with_context(act)?;
+    sendmsg(&stream, &[IoSlice::new(name.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL).with_context(act)?;
     Ok(())
 }
 

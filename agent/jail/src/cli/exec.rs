@@ -17,8 +17,8 @@ pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
         Status::Paused if !args.ignore_paused => {
             Err(anyhow::anyhow!("cannot exec in a paused container (use --ignore-paused to override)"))
         }
-        Status::Running | Status::Paused => process_spec::of(args, &remembered.spec),
-        status => Err(anyhow::anyhow!("cannot exec in a container that is {status}, not running")),
+        Status::Stopped => Err(anyhow::anyhow!("cannot exec in a container that has stopped")),
+        _ => process_spec::of(args, &remembered.spec),
     };
     let result = process.and_then(|process| {
         let wanted = process.terminal().unwrap_or(false);
@@ -32,7 +32,10 @@ pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
         let process = container.exec(&process, io, args.preserve_fds)?;
         if let Terminal::Socket(socket) = terminal {
             let master = process.take_terminal().context("the process has no terminal")?;
-            console::send(socket, master.as_fd())?;
+            console::send(socket, "/dev/ptmx", master.as_fd())?;
+        }
+        if let Some(socket) = &args.pidfd_socket {
+            console::send(socket, "pidfd", process.pidfd())?;
         }
         if let Some(path) = &args.pid_file {
             lifecycle::write_pid(path, process.pid())?;

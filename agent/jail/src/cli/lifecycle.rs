@@ -13,6 +13,9 @@ use super::directory::{self, Entry, Root};
 use super::signals::{self, Signals};
 use super::{foreground, log};
 
+/// SIGKILL.
+const KILL: i32 = 9;
+
 /// How the start gate of a new container is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
@@ -63,7 +66,10 @@ fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Conta
     };
     if let Terminal::Socket(socket) = terminal {
         let master = container.init().take_terminal().context("the process has no terminal")?;
-        console::send(socket, master.as_fd())?;
+        console::send(socket, "/dev/ptmx", master.as_fd())?;
+    }
+    if let Some(socket) = &args.pidfd_socket {
+        console::send(socket, "pidfd", container.init().pidfd())?;
     }
     lock.save(&container.record()?)?;
     if let Some(path) = &args.pid_file {
@@ -157,8 +163,10 @@ fn warn_of_hooks(deleted: Result<(), Error>) -> Result<()> {
 pub fn kill(root: &Root, args: &Kill) -> Result<()> {
     let signal = signals::parse(&args.signal)?;
     let (container, ..) = root.find(&args.id)?.open()?;
+    // What would survive its first process is killed with it.
+    let kills_all = signal == KILL && !container.ends_with_its_first_process();
     let result = match container.status()? {
-        _ if args.all => container.signal_all(signal).map_err(Into::into),
+        _ if args.all || kills_all => container.signal_all(signal).map_err(Into::into),
         Status::Stopped => Err(anyhow::anyhow!("container not running")),
         _ => container.init().signal(signal).map_err(Into::into),
     };

@@ -139,7 +139,6 @@ fn default_spec(rootless: bool) -> serde_json::Value {
             "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
             "namespaces": [
                 { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" },
-                { "type": "cgroup" },
             ],
             "maskedPaths": [
                 "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -148,6 +147,11 @@ fn default_spec(rootless: bool) -> serde_json::Value {
             "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
         },
     });
+    if nacre_jail::has_unified_cgroups()
+        && let Some(namespaces) = spec.pointer_mut("/linux/namespaces").and_then(serde_json::Value::as_array_mut)
+    {
+        namespaces.push(serde_json::json!({ "type": "cgroup" }));
+    }
     if rootless && let Some(linux) = spec.get_mut("linux").and_then(serde_json::Value::as_object_mut) {
         let map = |host: u32| serde_json::json!([{ "containerID": 0, "hostID": host, "size": 1 }]);
         linux.insert("uidMappings".into(), map(rustix::process::geteuid().as_raw()));

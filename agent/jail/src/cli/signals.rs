@@ -17,7 +17,7 @@ const NAMES: [&str; 31] = [
 pub fn parse(text: &str) -> Result<i32> {
     let unknown = || format!("{text:?} is no signal");
     if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number).with_context(unknown);
+        return (0..=64).contains(&number).then_some(number).with_context(unknown); // 0 asks whether one could be sent
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -83,6 +83,7 @@ mod tests {
     #[test]
     fn signals_have_names_and_numbers() {
         for (text, number) in [
+            ("0", 0),
             ("9", 9),
             ("KILL", 9),
             ("SIGTERM", 15),
@@ -94,7 +95,7 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for wrong in ["", "0", "65", "-9", "SIG", "KILLL", "RTMIN+40", "RTMAX+1"] {
+        for wrong in ["", "65", "-9", "SIG", "KILLL", "RTMIN+40", "RTMAX+1"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -49,6 +49,7 @@ fn from_flags(args: &Update) -> Value {
         ("quota", args.cpu_quota.map(Into::into)),
         ("period", args.cpu_period.map(Into::into)),
         ("burst", args.cpu_burst.map(Into::into)),
+        ("idle", args.cpu_idle.map(Into::into)),
         ("realtimeRuntime", args.cpu_rt_runtime.map(Into::into)),
         ("realtimePeriod", args.cpu_rt_period.map(Into::into)),
         ("cpus", args.cpuset_cpus.clone().map(Into::into)),

@@ -41,7 +41,9 @@ impl Filter {
     /// Compiles `seccomp`, unless it was compiled before. Names that this libseccomp does not know are left out: the default action covers
     /// them.
     pub(crate) fn compile(seccomp: &LinuxSeccomp) -> Result<Filter, Error> {
-        let source = serde_json::to_vec(seccomp).map_err(|error| Error::spec("linux.seccomp", error.to_string()))?;
+        // What another version has kept was compiled by it.
+        let mut source = env!("CARGO_PKG_VERSION").as_bytes().to_vec();
+        serde_json::to_writer(&mut source, seccomp).map_err(|error| Error::spec("linux.seccomp", error.to_string()))?;
         let program = filter_cache::get(source, || program(seccomp))?;
         let mut flags = flags(seccomp.flags().as_deref().unwrap_or_default());
         let listener = listener(seccomp)?;
@@ -67,15 +69,48 @@ fn program(seccomp: &LinuxSeccomp) -> Result<Program, Error> {
         context.add_arch(architecture(*arch)?).map_err(|e| fail(&e))?;
     }
     let _ = context.set_ctl_optimize(2); // a binary tree; older libseccomp lacks it and makes a list
-    let mut rules = 0;
+    let (mut rules, mut newest) = (0, None);
     for (i, syscall) in seccomp.syscalls().iter().flatten().enumerate() {
         rules += syscall.names().len();
         if rules > MAX_RULES {
             return Err(Error::spec("linux.seccomp.syscalls", format!("more than {MAX_RULES} names")));
         }
         add(&mut context, default, syscall, &format!("linux.seccomp.syscalls[{i}]"))?;
+        let numbers = syscall.names().iter().filter_map(|name| ScmpSyscall::from_name(name).ok()).map(i32::from);
+        newest = numbers.max().max(newest);
     }
-    export(&context)
+    let bytes = export(&context)?;
+    let prefix = match (default, newest.and_then(|newest| u32::try_from(newest).ok())) {
+        (ScmpAction::Errno(errno), Some(newest)) if errno != libc::ENOSYS => newer_calls_are_missing(newest).to_vec(),
+        _ => Vec::new(),
+    };
+    let program = Program::from_bytes(&[prefix, bytes].concat());
+    program.ok_or_else(|| Error::spec("linux.seccomp", "compiles to more than 4096 instructions"))
+}
+
+/// The beginning of a filter that refuses what it does not name: a call whose number is higher than `newest`, the highest of those that it names, does
+/// not exist (ENOSYS). Whoever wrote the filter could not know it, and programs try an older one then; any other errno they take for an answer.
+fn newer_calls_are_missing(newest: u32) -> [u8; 48] {
+    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+    const X32: u32 = 0x4000_0000;
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    let jump = |test: u32| (libc::BPF_JMP | test | libc::BPF_K) as u16;
+    let missing = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    // Code, how many to pass over if true and if not, and a constant. `struct seccomp_data` begins with the number of the call and the architecture.
+    let program: [(u16, u8, u8, u32); 6] = [
+        (LOAD, 0, 0, 4),
+        (jump(libc::BPF_JEQ), 0, 4, AUDIT_ARCH_X86_64),
+        (LOAD, 0, 0, 0),
+        (jump(libc::BPF_JSET), 2, 0, X32),
+        (jump(libc::BPF_JGT), 0, 1, newest),
+        ((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, missing),
+    ];
+    let mut bytes = [0; 48];
+    for (place, (code, yes, no, constant)) in bytes.chunks_exact_mut(8).zip(program) {
+        let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), constant.to_ne_bytes());
+        place.copy_from_slice(&[c0, c1, yes, no, k0, k1, k2, k3]);
+    }
+    bytes
 }
 
 fn add(
@@ -188,12 +223,78 @@ fn listener(seccomp: &LinuxSeccomp) -> Result<Option<Listener>, Error> {
 }
 
 /// libseccomp writes its BPF to a descriptor: an anonymous file takes it.
-fn export(context: &ScmpFilterContext) -> Result<Program, Error> {
+fn export(context: &ScmpFilterContext) -> Result<Vec<u8>, Error> {
     let fail = |error: std::io::Error| Error::system("export the seccomp filter", error);
     let memory = rustix::fs::memfd_create(c"seccomp", rustix::fs::MemfdFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
     context.export_bpf(&memory).map_err(|error| Error::spec("linux.seccomp", error.to_string()))?;
     let mut file = std::fs::File::from(memory);
     let mut bytes = Vec::new();
     file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(fail)?;
-    Program::from_bytes(&bytes).ok_or_else(|| Error::spec("linux.seccomp", "compiles to more than 4096 instructions"))
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X86_64: u32 = 0xc000_003e;
+    const I386: u32 = 0x4000_0003;
+
+    /// What a filter says of a call without arguments.
+    fn said(filter: &Filter, arch: u32, number: u32) -> u32 {
+        let bytes = filter.program.to_bytes();
+        let instructions: Vec<(u16, usize, usize, u32)> = bytes
+            .chunks_exact(8)
+            .map(|i| {
+                let constant = u32::from_ne_bytes(i[4..8].try_into().unwrap());
+                (u16::from_ne_bytes([i[0], i[1]]), i[2].into(), i[3].into(), constant)
+            })
+            .collect();
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let (code, yes, no, constant) = instructions[at];
+            let test = match code {
+                0x20 => {
+                    loaded = [number, arch, 0, 0, 0, 0, 0, 0][constant as usize / 4];
+                    at += 1;
+                    continue;
+                }
+                0x06 => return constant,
+                0x05 => {
+                    at += 1 + constant as usize;
+                    continue;
+                }
+                0x15 => loaded == constant,
+                0x25 => loaded > constant,
+                0x35 => loaded >= constant,
+                0x45 => loaded & constant != 0,
+                other => panic!("{other:#x}"),
+            };
+            at += 1 + if test { yes } else { no };
+        }
+    }
+
+    fn filter(default_errno: Option<u32>, action: &str) -> Filter {
+        let json = serde_json::json!({
+            "defaultAction": action, "defaultErrnoRet": default_errno, "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [{ "names": ["read", "openat2", "no_such_call"], "action": "SCMP_ACT_LOG" }],
+        });
+        Filter::compile(&serde_json::from_value(json).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_call_that_is_newer_than_the_filter_does_not_exist() {
+        let (log, refused, missing) =
+            (libc::SECCOMP_RET_LOG, libc::SECCOMP_RET_ERRNO | 1, libc::SECCOMP_RET_ERRNO | 38);
+        let new = filter(None, "SCMP_ACT_ERRNO");
+        // read, mkdir, openat2, faccessat2, lsm_list_modules (Linux 6.8).
+        for (number, expected) in [(0, log), (83, refused), (437, log), (439, missing), (461, missing)] {
+            assert_eq!(said(&new, X86_64, number), expected, "{number}");
+        }
+        // Other numbers mean other calls there.
+        assert_eq!(said(&new, I386, 461), refused);
+        assert_eq!((said(&filter(Some(38), "SCMP_ACT_ERRNO"), X86_64, 461)), missing);
+        assert_eq!((said(&filter(None, "SCMP_ACT_KILL_PROCESS"), X86_64, 461)), libc::SECCOMP_RET_KILL_PROCESS);
+        assert_eq!((said(&filter(None, "SCMP_ACT_ALLOW"), X86_64, 461)), libc::SECCOMP_RET_ALLOW);
+    }
 }

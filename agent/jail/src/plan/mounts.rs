@@ -78,7 +78,10 @@ pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Laid, E
         if is_cgroup(mount) {
             steps.extend(cgroups(&property, &destination, &options, context)?);
         } else if options.bind || kind == "bind" {
-            warnings.extend(options.of_file_system.iter().map(|option| {
+            // As mount(2) has it, to which they would be data that it does not look at.
+            let other = options.rest.iter().map(|(key, _)| key.to_string_lossy());
+            let left_out = options.of_file_system.iter().map(|option| (*option).into()).chain(other);
+            warnings.extend(left_out.map(|option| {
                 format!("{property}: {option} is left out: it is the file system's, not a bind mount's")
             }));
             steps.push(bind(&property, mount, options, target, context)?);
@@ -112,9 +115,6 @@ fn bind(
     context: &Context<'_>,
 ) -> Result<Step, Error> {
     let source = mount.source().as_deref().ok_or_else(|| Error::spec(property, "a bind mount needs a source"))?;
-    if let Some((key, _)) = options.rest.first() {
-        return Err(Error::spec(property, format!("{:?} is no option of a bind mount", key.to_string_lossy())));
-    }
     if options.copy {
         return Err(Error::spec(property, "tmpcopyup is no option of a bind mount"));
     }

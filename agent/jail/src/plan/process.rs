@@ -11,12 +11,13 @@ use rustix::fs::{Gid, Uid};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CpuSet, ThreadNameSpaceType};
 
+use nacre_sys::exec::StringArray;
 use nacre_sys::process::Scheduling;
 
 use super::c_string;
 use super::namespaces::Namespaces;
 use crate::error::Error;
-use crate::step::{Credentials, Step};
+use crate::step::{Credentials, Step, home};
 
 /// The kernel's own bound on one argument or variable (MAX_ARG_STRLEN, execve(2)).
 const MAX_STRING: usize = 128 << 10;
@@ -57,8 +58,19 @@ pub(crate) fn argv(process: &Process) -> Result<Vec<CString>, Error> {
     process.args().iter().flatten().map(|arg| c_string("process.args", arg)).collect()
 }
 
-pub(crate) fn envp(process: &Process) -> Result<Vec<CString>, Error> {
-    process.env().iter().flatten().map(|variable| c_string("process.env", variable)).collect()
+/// The environment. HOME is filled in by the child if it is not there, or empty.
+pub(crate) fn envp(process: &Process) -> Result<StringArray, Error> {
+    let variables = process.env().iter().flatten().filter(|variable| *variable != "HOME=");
+    let strings = variables.map(|variable| c_string("process.env", variable)).collect::<Result<Vec<_>, Error>>()?;
+    Ok(match has_home(process) {
+        true => StringArray::new(strings),
+        false => StringArray::with_room(strings, "HOME=".len() + home::LONGEST),
+    })
+}
+
+/// Whether its specification says where the user's home is.
+pub(crate) fn has_home(process: &Process) -> bool {
+    process.env().iter().flatten().any(|variable| variable.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
 }
 
 /// Where the program may be: itself when it has a slash, else in each directory of the process's own PATH.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
 use super::{Credentials, Inside, Walk, errno, path, root, taken};
 use crate::channel::{self, Point};
@@ -151,6 +151,14 @@ pub(super) fn become_user(who: &Credentials) -> Result<(), Errno> {
     rustix::thread::set_thread_res_gid(who.gid, who.gid, who.gid)?;
     rustix::thread::set_thread_res_uid(who.uid, who.uid, who.uid)?;
     nacre_sys::process::hide().map_err(errno) // a change of user makes a process visible again
+}
+
+/// Where its runtime may run is the runtime's affair. What is left is what the cgroup allows; a policy that leaves no choice stays.
+pub(super) fn all_processors() -> Result<(), Errno> {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    let _ = rustix::thread::sched_setaffinity(None, &all); // see above
+    Ok(())
 }
 
 /// Without no_new_privs it takes CAP_SYS_ADMIN to load a filter: it is made effective for just that.
