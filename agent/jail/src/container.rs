@@ -111,14 +111,17 @@ impl Container {
         let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
         let stewardship = plan.stewardship()?;
         let mut cgroup = Owned(None);
-        let make_cgroup = || Cgroup::create(&path, resources.as_ref(), &devices).map(|cgroup| Owned(Some(cgroup)));
+        let make_cgroup =
+            |born| Cgroup::create(&path, born, resources.as_ref(), &devices).map(|cgroup| Owned(Some(cgroup)));
         // cgroup v2 must be there when the child is born in it. v1 is made while the child makes its namespaces, unless it is to be seen there.
-        let unified = cgroup::is_unified();
-        let first = unified || plan.shows_cgroup;
+        let first = cgroup::is_unified() || plan.shows_cgroup;
         if first {
-            cgroup = make_cgroup()?;
+            cgroup = make_cgroup(false)?;
         }
-        let birthplace = if unified { cgroup.get()?.birthplace()? } else { None };
+        let (mut made_for_birth, birthplace) = match first {
+            true => (None, cgroup.get()?.birthplace()?),
+            false => cgroup::Birthplace::of(&path).map(|(place, fd)| (Some(place), fd))?,
+        };
         let mut launch = plan.launch(birthplace, io, start)?;
         prepare::prepare(&mut launch.steps)?;
         let shared_root = SharedRoot::of(&launch.steps)?;
@@ -126,8 +129,9 @@ impl Container {
         let serve = &mut |event, child: &Cloned| {
             match event {
                 Event::Born => {
-                    if !first {
-                        cgroup = make_cgroup()?;
+                    if let Some(place) = &mut made_for_birth {
+                        cgroup = make_cgroup(true)?;
+                        place.keep();
                     }
                     entrances = cgroup.get()?.entrances()?;
                     Ok(())

@@ -261,7 +261,7 @@ impl Plan {
         (launch.user_namespace, launch.pid_namespace) = (namespaces.user.take(), namespaces.pid.take());
         let in_cgroup = std::mem::take(&mut namespaces.in_cgroup);
         steps.extend(namespaces.into_steps());
-        steps.extend(enter_cgroup(&launch));
+        steps.extend(enter_cgroup());
         steps.extend(in_cgroup);
         steps.push(Step::NewKeyring);
         steps.extend(self.before_root);
@@ -324,7 +324,7 @@ pub(crate) fn exec(
     let mut launch = assemble(process, birthplace, Start::AtOnce)?;
     let Interior { namespaces, own_pid_namespace, own_mount_namespace, confinement, .. } = target.interior;
     steps.extend(process::affinity(process, process::Affinity::Initial)?);
-    steps.extend(enter_cgroup(&launch));
+    steps.extend(enter_cgroup());
     if let Some(score) = process.oom_score_adj() {
         steps.push(process::oom_score(score)?);
     }
@@ -368,8 +368,8 @@ fn open_of_process(target: &Target<'_>, what: &str) -> Result<OwnedFd, Error> {
 }
 
 /// The step into the cgroup, where one is not born in it.
-fn enter_cgroup(launch: &Launch) -> Option<Step> {
-    launch.cgroup.is_none().then_some(Step::EnterCgroup)
+fn enter_cgroup() -> Option<Step> {
+    (!cgroup::is_unified()).then_some(Step::EnterCgroup)
 }
 
 /// A launch without steps.

@@ -204,7 +204,34 @@ fn a_quota_within_a_parents_can_change_its_period() {
         container.update(&resources(cpu(quota, period))).unwrap();
     }
     container.delete().unwrap();
-    let _ = fs::remove_dir(parent); // on cgroup v1 one of several
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap() {
+        let _ = fs::remove_dir(hierarchy.unwrap().path().join("nacre-test/quota")); // where there is one
+    }
+    let _ = fs::remove_dir(parent);
+}
+
+#[test]
+fn a_host_with_both_versions_of_cgroups_has_the_container_in_both() {
+    let Some(bundle) = bundle() else { return };
+    if cgroup_v2() || !std::path::Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists() {
+        println!("skipped: the host does not have cgroup v2 beside cgroup v1");
+        return;
+    }
+    // With a cgroup mount, for which the cgroups are made before the process, and without.
+    for kind in ["cgroup", "none at all"] {
+        let mut json = spec("sleep 1000");
+        json["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "cgroup" || kind == "cgroup");
+        let container = started(&bundle, "hybrid", json.clone());
+        let process = serde_json::from_value::<Spec>(json).unwrap().process().clone().unwrap();
+        let joined = container.exec(&process, pipes().1, 0).unwrap();
+        for pid in [container.init().pid(), joined.pid()] {
+            let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            assert_eq!(text.lines().count(), text.matches(":/nacre-test/hybrid").count(), "{text}");
+            assert!(text.contains("0::/nacre-test/hybrid"), "{text}");
+        }
+        container.delete().unwrap();
+        assert!(!std::path::Path::new("/sys/fs/cgroup/unified/nacre-test/hybrid").exists());
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod tree;
 mod usage;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Error as IoError, ErrorKind, Read as _};
+use std::io::{Error as IoError, Read as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
@@ -43,6 +43,60 @@ pub(crate) struct Cgroup {
 pub fn is_unified() -> bool {
     static UNIFIED: OnceLock<bool> = OnceLock::new();
     *UNIFIED.get_or_init(hierarchies::is_cgroup2_unified_mode)
+}
+
+/// Where cgroup v2 is mounted beside cgroup v1, without controllers: systemd keeps its services apart by it ("hybrid").
+fn beside() -> Option<&'static Path> {
+    const PLACE: &str = "/sys/fs/cgroup/unified";
+    static THERE: OnceLock<bool> = OnceLock::new();
+    let there = || rustix::fs::statfs(PLACE).is_ok_and(|stat| stat.f_type as u64 == libc::CGROUP2_SUPER_MAGIC as u64);
+    THERE.get_or_init(|| !is_unified() && there()).then_some(Path::new(PLACE))
+}
+
+/// A cgroup of cgroup v2 in which the container's first process is born. Dropping it removes it, unless it has been kept.
+#[derive(Debug)]
+pub(crate) struct Birthplace(Option<PathBuf>);
+
+impl Birthplace {
+    /// That of the cgroup `path`; on a host with cgroup v2 beside v1 it is made here, for the rest is not until the child is there.
+    pub(crate) fn of(path: &Path) -> Result<(Birthplace, Option<OwnedFd>), Error> {
+        let Some(directory) = beside().map(|root| root.join(path)) else { return Ok((Birthplace(None), None)) };
+        let new = make_empty(path, &directory)?;
+        let birthplace = Birthplace(new.then(|| directory.clone()));
+        Ok((birthplace, Some(open_directory(&directory)?)))
+    }
+
+    /// It is the container's from now on.
+    pub(crate) fn keep(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Birthplace {
+    fn drop(&mut self) {
+        if let Some(directory) = self.0.take() {
+            let _ = tree::remove(&directory); // the error that brings us here is worth more
+        }
+    }
+}
+
+/// Makes a directory of the cgroup `path`; true when it is new. One that is there has no processes.
+fn make_empty(path: &Path, directory: &Path) -> Result<bool, Error> {
+    let fail = |source: IoError| Error::system(format!("make the cgroup {}", directory.display()), source);
+    let new = tree::make(directory).map_err(fail)?;
+    if !new && !tree::processes(directory).is_empty() {
+        return Err(exists_and(path, "has processes"));
+    }
+    Ok(new)
+}
+
+fn exists_and(path: &Path, what: &str) -> Error {
+    Error::Cgroup { path: path.into(), act: "create", reason: format!("it exists and {what}") }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
+    let opened = File::open(path).map(OwnedFd::from);
+    opened.map_err(|source| Error::system(format!("open {}", path.display()), source))
 }
 
 /// The path below the hierarchy's root that `cgroups_path` stands for.
@@ -121,15 +175,17 @@ fn hierarchy_of(path: &Path) -> Option<&str> {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` and sets its limits. A cgroup that exists and has processes is not taken over. Nothing new is left if that fails.
+    /// Makes the cgroup `path` and sets its limits. A cgroup that exists and has processes is not taken over, but for the container's birthplace if it
+    /// is `born` there. Nothing new is left if that fails.
     pub(crate) fn create(
         path: &Path,
+        born: bool,
         resources: Option<&LinuxResources>,
         nodes: &[LinuxDevice],
     ) -> Result<Cgroup, Error> {
         let cgroup = Cgroup::at(path);
         let mut made = Vec::new();
-        let result = cgroup.make(&mut made).and_then(|()| cgroup.limit(resources, nodes));
+        let result = cgroup.make(born, &mut made).and_then(|()| cgroup.limit(resources, nodes));
         if let Err(error) = result {
             for directory in made {
                 let _ = tree::remove(&directory); // the first error is worth more
@@ -149,11 +205,18 @@ impl Cgroup {
         self.controllers.get_or_init(|| Directory::load(hierarchies::auto(), &self.path))
     }
 
-    /// Its directories: one on cgroup v2, one for each hierarchy on v1.
+    /// Its directories: one on cgroup v2, one for each hierarchy on v1, and that of cgroup v2 beside them.
     fn directories(&self) -> Vec<PathBuf> {
         if is_unified() {
             return vec![Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path)];
         }
+        let mut directories = self.old_directories();
+        directories.extend(beside().map(|root| root.join(&self.path)));
+        directories
+    }
+
+    /// One for each hierarchy of cgroup v1.
+    fn old_directories(&self) -> Vec<PathBuf> {
         let mut directories: Vec<PathBuf> = Vec::new();
         for subsystem in self.controllers().subsystems() {
             let path = subsystem.to_controller().path();
@@ -166,42 +229,25 @@ impl Cgroup {
     }
 
     /// Makes the directories, and tells which of them are new.
-    fn make(&self, made: &mut Vec<PathBuf>) -> Result<(), Error> {
-        let v2 = is_unified();
-        if v2 {
-            self.enable_controllers();
-        }
+    fn make(&self, born: bool, made: &mut Vec<PathBuf>) -> Result<(), Error> {
         let mut was_there = false;
-        for directory in self.directories() {
-            let fail = |source: IoError| Error::system(format!("make the cgroup {}", directory.display()), source);
-            let new = match tree::make(&directory) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    fs::create_dir_all(directory.parent().unwrap_or(&directory)).map_err(fail)?;
-                    if v2 {
-                        self.enable_controllers();
-                    }
-                    tree::make(&directory)
-                }
-                new => new,
-            };
-            if new.map_err(fail)? {
+        let directories = if born { self.old_directories() } else { self.directories() };
+        for directory in directories {
+            if make_empty(&self.path, &directory)? {
                 made.push(directory);
-                continue;
-            }
-            was_there = true;
-            if !tree::processes(&directory).is_empty() {
-                return Err(self.exists_and("has processes"));
+            } else {
+                was_there = true;
             }
         }
         // Whoever enters a frozen cgroup does not even end any more.
         if was_there && self.is_frozen() {
-            return Err(self.exists_and("is frozen"));
+            return Err(exists_and(&self.path, "is frozen"));
         }
-        if v2 { Ok(()) } else { self.inherit_cpuset() }
-    }
-
-    fn exists_and(&self, what: &str) -> Error {
-        Error::Cgroup { path: self.path.clone(), act: "create", reason: format!("it exists and {what}") }
+        if is_unified() {
+            self.enable_controllers();
+            return Ok(());
+        }
+        self.inherit_cpuset()
     }
 
     /// cgroup v2: hands every controller down to the parent's children. Those that can't be are missing when a limit asks for them.
@@ -261,15 +307,12 @@ impl Cgroup {
             .map(Path::to_path_buf)
     }
 
-    /// For `CLONE_INTO_CGROUP`: the directory, on cgroup v2.
+    /// For `CLONE_INTO_CGROUP`: the directory on cgroup v2, whether that is all there is or beside v1.
     pub(crate) fn birthplace(&self) -> Result<Option<OwnedFd>, Error> {
-        if !is_unified() {
-            return Ok(None);
-        }
-        let path = Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path);
-        File::open(&path)
-            .map(|file| Some(file.into()))
-            .map_err(|source| Error::system(format!("open {}", path.display()), source))
+        let root = if is_unified() { Some(Path::new(hierarchies::UNIFIED_MOUNTPOINT)) } else { beside() };
+        // A container whose maker did not see it has none there.
+        let directory = root.map(|root| root.join(&self.path)).filter(|path| is_unified() || path.is_dir());
+        directory.map(|directory| open_directory(&directory)).transpose()
     }
 
     /// For cgroup v1: the files to which a process of one thread writes `0` to enter, one for each hierarchy.
@@ -285,7 +328,7 @@ impl Cgroup {
                 .map(OwnedFd::from)
                 .map_err(|source| Error::system(format!("open {}", path.display()), source))
         };
-        self.directories().iter().map(open).collect()
+        self.old_directories().iter().map(open).collect()
     }
 
     /// cgroup v1 only: a new cpuset has neither processors nor memory nodes, and takes no process until it has.

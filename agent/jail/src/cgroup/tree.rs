@@ -14,10 +14,14 @@ use rustix::process::{Pid, Signal, kill_process};
 /// How deep below a cgroup its processes are looked for. Those that are deeper are found when they are to end, not when they are to be listed.
 const LISTED_TO_DEPTH: u32 = 32;
 
-/// Makes the cgroup; true when it is new.
+/// Makes the cgroup, and those above it; true when it is new.
 pub(super) fn make(directory: &Path) -> std::io::Result<bool> {
     match fs::create_dir(directory) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(directory.parent().unwrap_or(directory))?;
+            fs::create_dir(directory).map(|()| true)
+        }
         result => result.map(|()| true),
     }
 }
