@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nacre_sys::clone::{Cloned, clone3};
-use nacre_sys::exec::{StringArray, close_range, execve, reset_signals};
+use nacre_sys::exec::{StringArray, close_range, end_on_signals, execve, reset_signals};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair};
@@ -254,6 +254,7 @@ impl Launch {
             master: None,
             slave: None,
             label: None,
+            nothing: None,
             home: Home::nowhere(),
             in_place: false,
             candidates: &self.candidates,
@@ -264,6 +265,9 @@ impl Launch {
             if let Err(error) = step.run(&mut walk) {
                 return fail(socket, i, error);
             }
+        }
+        if !matches!(self.start, Start::AtOnce) {
+            end_on_signals(); // who waits can be asked to end
         }
         if channel::send(socket, Message::Ready, walk.master.as_ref().map(AsFd::as_fd)).is_err() {
             return 1;

@@ -33,6 +33,16 @@ pub use stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
 
 use std::os::fd::OwnedFd;
 
+/// What a terminal makes of the end of a line that a program writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LineEnds {
+    /// A carriage return and a line feed, as terminals do.
+    #[default]
+    Terminal,
+    /// What the program wrote: for somebody whose own terminal adds what it needs.
+    Plain,
+}
+
 /// Where a process reads and writes: the child's ends.
 #[derive(Debug)]
 pub enum Io {
@@ -52,5 +62,7 @@ pub enum Io {
     Terminal {
         /// Columns and rows; `None` leaves them at 0.
         size: Option<(u16, u16)>,
+        /// What ends a line.
+        lines: LineEnds,
     },
 }

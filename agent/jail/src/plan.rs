@@ -200,7 +200,7 @@ impl Plan {
             bundle,
             root: &root_path,
             cgroup: &self.cgroup,
-            maps: self.namespaces.maps.as_ref(),
+            ids: self.namespaces.ids.as_ref(),
             propagation,
             label: process::mount_label(linux)?,
         };
@@ -401,8 +401,8 @@ impl Streams {
     /// Adds the step that opens the terminal, if one is asked for.
     fn of(io: Io, process: &runtime::Process, steps: &mut Vec<Step>) -> Streams {
         match io {
-            Io::Terminal { size } => {
-                steps.push(Step::OpenTerminal { size: size.or(process::console_size(process)) });
+            Io::Terminal { size, lines } => {
+                steps.push(Step::OpenTerminal { size: size.or(process::console_size(process)), lines });
                 Streams::Terminal
             }
             Io::Pipes { stdin, stdout, stderr } => Streams::Given([stdin, stdout, stderr]),

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 use crate::copy_up;
 use crate::error::Error;
 use crate::plan::Maps;
-use crate::step::{Entry, Mount, Source, Step, clone_tree, errno, new_mount};
+use crate::step::{Entry, IdSource, Mount, Source, Step, clone_tree, errno, new_mount};
 
 /// Opens what `steps` name.
 ///
@@ -40,13 +40,16 @@ fn prepare_mount(mount: &mut Mount, root: Option<&OwnedFd>) -> Result<(), Errno>
         Source::Bind { path, recursive, ids, .. } => {
             let tree = clone_tree(path, *recursive)?;
             if let Some(ids) = ids {
-                let namespace = user_namespace(&Maps { uids: ids.uids.clone(), gids: ids.gids.clone() })?;
+                let namespace = match &ids.from {
+                    IdSource::Maps(maps) => user_namespace(maps)?,
+                    IdSource::Namespace(path) => std::fs::File::open(path).map_err(errno)?.into(),
+                };
                 nacre_sys::mount::map_ids(tree.as_fd(), ids.recursive, namespace.as_fd()).map_err(errno)?;
             }
             mount.tree = Some(tree);
         }
         Source::New { kind, options, copy: true, .. } => {
-            let tree = new_mount(kind, options)?;
+            let tree = new_mount(kind, options, None)?;
             let has_mode = options.iter().any(|(key, _)| key.as_c_str() == c"mode");
             let root = root.ok_or(Errno::BADF)?;
             copy_up::copy_up(root.as_fd(), mount.target.path(), tree.as_fd(), has_mode)?;

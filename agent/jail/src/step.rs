@@ -14,6 +14,7 @@ mod views;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
 
 use nacre_sys::exec::StringArray;
 use nacre_sys::mount::MountAttr;
@@ -24,7 +25,9 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, LinkNameSpaceType, ThreadNameSpaceType};
 
+use crate::LineEnds;
 use crate::channel::{self, Message, Point};
+use crate::plan::Maps;
 
 pub(crate) use path::Inside;
 pub(crate) use root::{clone_tree, new_mount};
@@ -52,12 +55,20 @@ pub(crate) enum Source {
     },
 }
 
-/// The mappings of an id-mapped mount, in the form of `/proc/PID/uid_map`.
+/// The mappings of an id-mapped mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct IdMap {
-    pub(crate) uids: String,
-    pub(crate) gids: String,
+    pub(crate) from: IdSource,
     pub(crate) recursive: bool,
+}
+
+/// Where mappings come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum IdSource {
+    /// The specification.
+    Maps(Maps),
+    /// An existing user namespace.
+    Namespace(PathBuf),
 }
 
 /// One mount.
@@ -137,7 +148,7 @@ pub(crate) enum Step {
     Mask(Inside),
     Protect(Inside),
     MakeDirectory(Inside),
-    OpenTerminal { size: Option<(u16, u16)> },
+    OpenTerminal { size: Option<(u16, u16)>, lines: LineEnds },
     Console(Inside),
     ProtectRoot,
     EnterRoot(Entry),
@@ -184,6 +195,8 @@ pub(crate) struct Walk<'a> {
     pub(crate) master: Option<OwnedFd>,
     pub(crate) slave: Option<OwnedFd>,
     pub(crate) label: Option<OwnedFd>,
+    /// The empty directory that lies over masked ones.
+    pub(crate) nothing: Option<OwnedFd>,
     /// The user's home.
     pub(crate) home: home::Home,
     /// Whether the process is in its working directory.
@@ -327,10 +340,10 @@ impl Step {
             Step::ReadOnly(path) => root::read_only(root::of(walk)?, path),
             Step::MakeNode(node) => root::make_node(root::of(walk)?, node),
             Step::Symlink { path, target } => root::make_symlink(root::of(walk)?, path, target),
-            Step::Mask(path) => root::mask(root::of(walk)?, path),
+            Step::Mask(path) => root::mask(walk, path),
             Step::Protect(path) => root::protect(root::of(walk)?, path),
             Step::MakeDirectory(path) => root::make_directory(root::of(walk)?, path),
-            Step::OpenTerminal { size } => task::open_terminal(walk, *size),
+            Step::OpenTerminal { size, lines } => task::open_terminal(walk, *size, *lines),
             Step::Console(path) => task::console(walk, path),
             Step::ProtectRoot => root::protect_root(root::of(walk)?),
             Step::EnterRoot(entry) => root::enter(walk, *entry),

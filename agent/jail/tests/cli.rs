@@ -212,6 +212,7 @@ fn exec_is_its_own_process() {
         jail.ok(&args),
         "0\n6\n6 7\nb\n/bin\nCapInh:\t0000000000000000\nCapEff:\t00000000000020ab\nNoNewPrivs:\t1\n"
     );
+    assert_eq!(jail.ok(&["exec", "-e", "COLOUR=red", id, "sh", "-c", "echo $COLOUR"]), "red\n", "and not blue");
     assert_eq!(jail.call(&["exec", id, "sh", "-c", "exit 5"]).status.code(), Some(5));
     assert_eq!(jail.call(&["exec", id, "sh", "-c", "kill -9 $$"]).status.code(), Some(137));
     assert_eq!(jail.call(&["exec", id, "nothing-here"]).status.code(), Some(127));
@@ -237,6 +238,24 @@ fn exec_is_its_own_process() {
     ] {
         assert!(jail.complaint(&args).starts_with(expected), "{}", jail.complaint(&args));
     }
+}
+
+#[test]
+fn who_waits_to_be_started_can_be_asked_to_end() {
+    let Some(jail) = Jail::new("asked", |_| (), "exit 7") else { return };
+    jail.create();
+    let pid = jail.state()["pid"].as_i64().unwrap() as i32;
+    jail.ok(&["kill", &jail.id, "TERM"]);
+    assert_eq!(jail.wait(pid), 143);
+    assert_eq!(jail.status(), "stopped");
+}
+
+#[test]
+fn lines_that_go_to_no_terminal_end_as_the_program_ends_them() {
+    let Some(jail) = Jail::new("lines", |json| json["process"]["terminal"] = true.into(), "echo one; tty") else {
+        return;
+    };
+    assert_eq!(jail.ok(&["run", &jail.id]), "one\n/dev/pts/0\n");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::{bundle, drain, output, pipes, run, spec};
-use nacre_jail::{Container, Error, ExitStatus, Io, Plan};
+use nacre_jail::{Container, Error, ExitStatus, Io, LineEnds, Plan};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
@@ -140,7 +140,7 @@ fn a_terminal_is_the_containers_own() {
     std::os::unix::fs::symlink("busybox", bundle.0.path().join("rootfs/bin/stty")).unwrap();
     let spec: Spec = serde_json::from_value(json).unwrap();
     let plan = Plan::new("terminal", &spec, bundle.0.path()).unwrap();
-    let container = Container::create(plan, Io::Terminal { size: Some((80, 24)) }).unwrap();
+    let container = Container::create(plan, Io::Terminal { size: Some((80, 24)), lines: LineEnds::Terminal }).unwrap();
     let master = container.init().take_terminal().unwrap();
     container.start().unwrap();
     assert_eq!(drain(master), "/dev/pts/0\r\n24 80\r\nconsole\r\n");

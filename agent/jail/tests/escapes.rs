@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{add_mount, bundle, pipes, run, set_namespace, spec};
-use nacre_jail::{Container, Error, Io, Plan};
+use nacre_jail::{Container, Error, Io, LineEnds, Plan};
 use oci_spec::runtime::Spec;
 use serde_json::json;
 
@@ -196,7 +196,8 @@ fn cve_2025_52565_the_console_is_not_bound_over_what_a_link_names() {
     json["process"]["terminal"] = true.into();
     let spec: Spec = serde_json::from_value(json).unwrap();
     let plan = Plan::new("console", &spec, bundle.0.path()).unwrap();
-    let error = Container::create(plan, Io::Terminal { size: None }).unwrap_err().to_string();
+    let error =
+        Container::create(plan, Io::Terminal { size: None, lines: LineEnds::Terminal }).unwrap_err().to_string();
     assert!(error.starts_with("bind the terminal to /dev/console: ELOOP"), "{error}");
 }
 

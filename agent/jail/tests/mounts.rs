@@ -324,6 +324,14 @@ fn a_tmpfs_takes_the_mode_of_what_it_covers_and_is_read_only_when_all_is_in_it()
 }
 
 #[test]
+fn a_destination_may_be_named_from_outside() {
+    let Some(bundle) = bundle() else { return };
+    let mut json = spec("ls -d /named");
+    add_mount(&mut json, json!({ "destination": bundle.0.path().join("rootfs/named"), "type": "tmpfs" }));
+    assert_eq!(run(&bundle, "named", &json).unwrap().0, "/named\n");
+}
+
+#[test]
 fn flags_of_file_systems_are_taken_and_where_they_mean_nothing_told() {
     let Some(bundle) = bundle() else { return };
     let dir = directory(&bundle, "plain");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use nacre_jail::{Io, Plan};
+use nacre_jail::{Io, LineEnds, Plan};
 use oci_spec::runtime;
 use tokio::task::spawn_blocking;
 
@@ -334,7 +334,7 @@ impl Drop for Stray {
 fn streams(process: &runtime::Process, pipe_size: Option<usize>) -> Result<(Io, Option<[OwnedFd; 3]>), Error> {
     if process.terminal().unwrap_or(false) {
         let size = process.console_size().map(|size| (cells(size.width()), cells(size.height())));
-        return Ok((Io::Terminal { size }, None));
+        return Ok((Io::Terminal { size, lines: LineEnds::Terminal }, None));
     }
     let pipes = Pipes::new(pipe_size).map_err(|source| Error::Stream { act: "make pipes", source })?;
     let Pipes { theirs: [stdin, stdout, stderr], ours } = pipes;

@@ -76,6 +76,23 @@ pub fn reset_signals() {
     }
 }
 
+/// Has the signals that ask to end (SIGHUP, SIGINT, SIGQUIT, SIGTERM) end the calling process until it executes another program: the first process of
+/// a PID namespace ignores those that it does not handle (pid_namespaces(7)). Async-signal-safe.
+pub fn end_on_signals() {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit is async-signal-safe and runs no handler of the parent's.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    // SAFETY: the structure is plain numbers, for which zero is no flags and an empty mask; its handler has the form that is wanted without SA_SIGINFO.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = end as *const () as libc::sighandler_t;
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
 /// close_range(2): every descriptor from `first` on closes when a program is executed. Async-signal-safe.
 ///
 /// # Errors

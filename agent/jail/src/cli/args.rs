@@ -16,7 +16,8 @@ Examples:
   podman --runtime \"$(command -v nacre-jail)\" run alpine true
 
 Exit codes: of run and exec, the program's own (128 and the signal that ended it); 126 and 127
-when it can't be run or is not there. Everything else: 0, or 1 with one line on standard error.";
+when it can't be run or is not there. Everything else: 0, or 1 with one line on standard error;
+exec says 255 when it fails itself.";
 
 /// Runs containers from OCI bundles.
 #[derive(Debug, Parser)]

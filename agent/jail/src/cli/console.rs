@@ -6,11 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use nacre_jail::{Io, LineEnds};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     sendmsg, socket_with,
 };
-use rustix::termios::{OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use rustix::termios::{
+    OptionalActions, OutputModes, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
+};
 
 /// Where a process's terminal goes.
 #[derive(Debug)]
@@ -24,6 +27,15 @@ pub enum Terminal<'a> {
 }
 
 impl<'a> Terminal<'a> {
+    /// What the process is given. Lines that are shown on the caller's terminal are ended there, and what goes to a file needs no more.
+    pub fn io(&self) -> Io {
+        match self {
+            Terminal::None => Io::Inherit,
+            Terminal::Socket(_) => Io::Terminal { size: None, lines: LineEnds::Terminal },
+            Terminal::Own => Io::Terminal { size: None, lines: LineEnds::Plain },
+        }
+    }
+
     /// Judges what was asked for.
     pub fn of(wanted: bool, detach: bool, socket: Option<&'a Path>) -> Result<Terminal<'a>> {
         match (wanted, detach, socket) {
@@ -65,6 +77,8 @@ impl Raw {
         let before = tcgetattr(&stdin).context("read the terminal's mode")?;
         let mut raw = before.clone();
         raw.make_raw();
+        // Its own line ends are the caller's terminal's affair: see `Terminal::io`.
+        raw.output_modes |= OutputModes::OPOST;
         tcsetattr(&stdin, OptionalActions::Now, &raw).context("set the terminal's mode")?;
         Ok(Raw(Some(before)))
     }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
-use nacre_jail::{Io, Status};
+use nacre_jail::Status;
 
 use super::args::Exec;
 use super::console::{self, Terminal};
@@ -28,8 +28,7 @@ pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
         }
         container.warnings(&process).iter().for_each(|warning| log::warn(warning));
         let listening = if args.detach { None } else { Some(Signals::listen()?) };
-        let io = if wanted { Io::Terminal { size: None } } else { Io::Inherit };
-        let process = container.exec(&process, io, args.preserve_fds)?;
+        let process = container.exec(&process, terminal.io(), args.preserve_fds)?;
         if let Terminal::Socket(socket) = terminal {
             let master = process.take_terminal().context("the process has no terminal")?;
             console::send(socket, "/dev/ptmx", master.as_fd())?;

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nacre_jail::{Container, Error, Io, Plan, Status};
+use nacre_jail::{Container, Error, Plan, Status};
 use oci_spec::runtime::Spec;
 
 use super::args::{Create, Kill, Run};
@@ -59,7 +59,7 @@ fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Conta
     }
     let (entry, lock) = root.take(&args.id, &bundle, &bytes)?;
     let mut making = Making { entry: &entry, kept: false };
-    let io = if wanted { Io::Terminal { size: None } } else { Io::Inherit };
+    let io = terminal.io();
     let container = match start {
         Start::Later => Container::create(plan.gate(&entry.gate()), io)?,
         Start::Now => Container::run(plan, io)?,

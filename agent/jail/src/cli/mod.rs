@@ -54,15 +54,17 @@ fn describe(error: &anyhow::Error) -> String {
     })
 }
 
-/// As a shell says that a program is not there (127) or can't be run (126), where one was to be run in front of the caller; else 1.
+/// As a shell says that a program is not there (127) or can't be run (126), where one was to be run in front of the caller; else 1 and, of exec, 255
+/// as with runc.
 fn failure(command: &Command, error: &anyhow::Error) -> u8 {
-    let source = match error.downcast_ref::<nacre_jail::Error>() {
-        Some(nacre_jail::Error::Program { source, .. }) => source,
-        _ => return 1,
+    let program = match error.downcast_ref::<nacre_jail::Error>() {
+        Some(nacre_jail::Error::Program { source, .. }) => Some(source.kind()),
+        _ => None,
     };
-    match command {
-        Command::Run(_) | Command::Exec(_) if source.kind() == std::io::ErrorKind::NotFound => 127,
-        Command::Run(_) | Command::Exec(_) => 126,
+    match (command, program) {
+        (Command::Run(_) | Command::Exec(_), Some(std::io::ErrorKind::NotFound)) => 127,
+        (Command::Run(_) | Command::Exec(_), Some(_)) => 126,
+        (Command::Exec(_), None) => 255,
         _ => 1,
     }
 }

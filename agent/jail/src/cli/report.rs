@@ -1,11 +1,14 @@
 //! What there is to know of containers, in JSON or in columns.
 
+use std::collections::HashMap;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nacre_jail::{BlockIoEntry, Container, Stats, Status};
 use rustix::event::{PollFd, PollFlags, poll};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{Events, Format, List};
@@ -16,12 +19,28 @@ fn print(line: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{line}").context("write to standard output")
 }
 
-fn print_pretty(value: &Value) -> Result<()> {
+fn print_pretty(value: &impl Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value).context("write JSON")?)
 }
 
-/// The state of the specification, with what runc adds to it.
-fn state_of(entry: &Entry) -> Result<Value> {
+/// The state of the specification, with what runc adds to it, in the order in which it has them.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct State {
+    oci_version: String,
+    id: String,
+    pid: i32,
+    status: String,
+    bundle: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rootfs: Option<PathBuf>,
+    created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<HashMap<String, String>>,
+    owner: String,
+}
+
+fn state_of(entry: &Entry) -> Result<State> {
     let Remembered { bundle, created, owner, spec, record } = entry.load()?;
     let (status, pid) = match record {
         None if entry.is_locked() => ("creating".into(), 0),
@@ -36,18 +55,13 @@ fn state_of(entry: &Entry) -> Result<Value> {
         }
     };
     let rootfs = spec.root().as_ref().map(|root| bundle.join(root.path()));
-    Ok(json!({
-        "ociVersion": spec.version(), "id": entry.id(), "pid": pid, "status": status, "bundle": bundle,
-        "rootfs": rootfs, "created": created, "annotations": spec.annotations(), "owner": owner.to_string(),
-    }))
+    let (oci_version, annotations) = (spec.version().clone(), spec.annotations().clone());
+    let (id, owner) = (entry.id().to_string(), owner.to_string());
+    Ok(State { oci_version, id, pid, status, bundle, rootfs, created, annotations, owner })
 }
 
 pub fn state(root: &Root, id: &str) -> Result<()> {
-    let mut state = state_of(&root.find(id)?)?;
-    if let Some(fields) = state.as_object_mut() {
-        fields.retain(|_, value| !value.is_null());
-    }
-    print_pretty(&state)
+    print_pretty(&state_of(&root.find(id)?)?)
 }
 
 pub fn list(root: &Root, args: &List) -> Result<()> {
@@ -56,19 +70,14 @@ pub fn list(root: &Root, args: &List) -> Result<()> {
         return entries.iter().try_for_each(|entry| print(entry.id()));
     }
     // One that is being removed meanwhile is not there.
-    let states: Vec<Value> = entries.iter().filter_map(|entry| state_of(entry).ok()).collect();
+    let states: Vec<State> = entries.iter().filter_map(|entry| state_of(entry).ok()).collect();
     if args.format == Format::Json {
         return print(&serde_json::to_string(&states).context("write JSON")?);
     }
-    let text = |state: &Value, key: &str| match state.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None => String::new(),
-        Some(value) => value.to_string(),
-    };
     let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(String::from)];
-    rows.extend(
-        states.iter().map(|state| ["id", "pid", "status", "bundle", "created", "owner"].map(|key| text(state, key))),
-    );
+    rows.extend(states.into_iter().map(|state| {
+        [state.id, state.pid.to_string(), state.status, state.bundle.display().to_string(), state.created, state.owner]
+    }));
     print_columns(&rows)
 }
 
@@ -166,14 +175,26 @@ fn follow(container: &Container, args: &Events) -> Result<()> {
     loop {
         let read = container.stats()?;
         if kills.is_some_and(|before| read.memory.oom_kills > before) {
-            print(&json!({ "type": "oom", "id": args.id }).to_string())?;
+            print_event("oom", &args.id, None)?;
         }
         kills = Some(read.memory.oom_kills);
-        print(&json!({ "type": "stats", "id": args.id, "data": data_of(&read) }).to_string())?;
+        print_event("stats", &args.id, Some(data_of(&read)))?;
         if args.stats || ended_within(container, args.interval)? {
             return Ok(());
         }
     }
+}
+
+fn print_event(kind: &str, id: &str, data: Option<Value>) -> Result<()> {
+    /// In the order in which runc has it.
+    #[derive(Serialize)]
+    struct Event<'a> {
+        r#type: &'a str,
+        id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        data: Option<Value>,
+    }
+    print(&serde_json::to_string(&Event { r#type: kind, id, data }).context("write JSON")?)
 }
 
 fn ended_within(container: &Container, time: Duration) -> Result<bool> {

@@ -10,7 +10,7 @@ use super::c_string;
 use super::namespaces::Maps;
 use crate::cgroup;
 use crate::error::Error;
-use crate::step::{IdMap, Inside, Mount, Source, Step};
+use crate::step::{IdMap, IdSource, Inside, Mount, Source, Step};
 
 /// The longest path that the kernel takes (PATH_MAX, limits.h).
 const MAX_PATH: usize = 4095;
@@ -38,8 +38,8 @@ pub(super) struct Context<'a> {
     pub(super) root: &'a Path,
     /// The container's cgroup, below the hierarchy's root.
     pub(super) cgroup: &'a Path,
-    /// The mappings of its new user namespace.
-    pub(super) maps: Option<&'a Maps>,
+    /// The mappings of its user namespace.
+    pub(super) ids: Option<&'a IdSource>,
     /// How a bind mount relates to what it shows, unless it says so itself.
     pub(super) propagation: u64,
     /// The option that gives new file systems their SELinux context.
@@ -71,6 +71,11 @@ pub(super) fn lay_out(mounts: &[Asked], context: &Context<'_>) -> Result<Laid, E
         let kind = mount.typ().as_deref().unwrap_or("none");
         // Old specifications have destinations without the leading slash.
         let destination = Path::new("/").join(mount.destination());
+        // And some name them from outside.
+        let destination = match destination.strip_prefix(context.root) {
+            Ok(below) => Path::new("/").join(below),
+            Err(_) => destination,
+        };
         let target = inside(&format!("{property}.destination"), &destination)?;
         if target.is_root() {
             return Err(Error::spec(format!("{property}.destination"), "is the root itself"));
@@ -142,14 +147,17 @@ fn bind(
 /// The mappings of an id-mapped mount: its own, or the container's.
 fn ids(property: &str, mount: &Asked, options: &Options, context: &Context<'_>) -> Result<Option<IdMap>, Error> {
     let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
-    let maps = match (uids, gids) {
+    let from = match (uids, gids) {
         (None, None) if !options.ids => return Ok(None),
-        (None, None) => context.maps.cloned().ok_or_else(|| {
-            Error::spec(property, "idmap needs uidMappings and gidMappings, its own or those of a new user namespace")
+        (None, None) => context.ids.cloned().ok_or_else(|| {
+            Error::spec(property, "idmap needs uidMappings and gidMappings, its own or those of a user namespace")
         })?,
-        _ => Maps::new(property, uids.as_deref().unwrap_or_default(), gids.as_deref().unwrap_or_default())?,
+        _ => {
+            let [uids, gids] = [uids, gids].map(|ids| ids.as_deref().unwrap_or_default());
+            IdSource::Maps(Maps::new(property, uids, gids)?)
+        }
     };
-    Ok(Some(IdMap { uids: maps.uids, gids: maps.gids, recursive: options.recursive_ids }))
+    Ok(Some(IdMap { from, recursive: options.recursive_ids }))
 }
 
 fn new(

@@ -10,7 +10,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use super::c_string;
 use crate::channel::Point;
 use crate::error::Error;
-use crate::step::Step;
+use crate::step::{IdSource, Step};
 
 /// The most lines that the kernel takes in one map (user_namespaces(7)).
 const MAX_MAPPINGS: usize = 340;
@@ -77,6 +77,8 @@ pub(crate) struct Namespaces {
     pub(crate) has_names: bool,
     /// The mappings of its new user namespace.
     pub(crate) maps: Option<Maps>,
+    /// The mappings of its user namespace, new or not.
+    pub(super) ids: Option<IdSource>,
 }
 
 /// What setns(2) and clone3(2) call a namespace.
@@ -116,6 +118,7 @@ impl Namespaces {
             shares_mounts: false,
             has_names: false,
             maps: None,
+            ids: None,
         };
         let offsets = time_offsets(linux)?;
         let mut has_time = false;
@@ -153,7 +156,10 @@ impl Namespaces {
             .into();
         match kind {
             LinkNameSpaceType::ProcessID => self.pid = Some(fd),
-            LinkNameSpaceType::User => self.user = Some(fd),
+            LinkNameSpaceType::User => {
+                self.user = Some(fd);
+                self.ids = Some(IdSource::Namespace(path));
+            }
             _ => {
                 self.has_names |= kind == LinkNameSpaceType::HostNameAndNISDomainName;
                 let name = format!("{} namespace {}", namespace.typ(), path.display());
@@ -215,7 +221,9 @@ impl Namespaces {
         let gids = linux.gid_mappings().as_deref().unwrap_or_default();
         let new = self.has_user && self.user.is_none();
         if new {
-            self.maps = Some(Maps::new("linux", uids, gids)?);
+            let maps = Maps::new("linux", uids, gids)?;
+            self.ids = Some(IdSource::Maps(maps.clone()));
+            self.maps = Some(maps);
         } else if !(self.has_user || uids.is_empty() && gids.is_empty()) {
             return Err(Error::spec("linux.uidMappings, linux.gidMappings", "need a user namespace"));
         }

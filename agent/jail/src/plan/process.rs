@@ -1,5 +1,6 @@
 //! `process`: program, environment, limits, user and capabilities.
 
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::path::Path;
 
@@ -60,9 +61,11 @@ pub(crate) fn argv(process: &Process) -> Result<Vec<CString>, Error> {
 
 /// The environment. HOME is filled in by the child if it is not there, or empty.
 pub(crate) fn envp(process: &Process) -> Result<StringArray, Error> {
-    let variables = process.env().iter().flatten().filter(|variable| *variable != "HOME=");
-    let strings = variables.map(|variable| c_string("process.env", variable)).collect::<Result<Vec<_>, Error>>()?;
-    Ok(match has_home(process) {
+    let has_home = has_home(process);
+    let variables = environment(process).filter(|variable| has_home || name_of(variable) != "HOME");
+    let mut strings = variables.map(|variable| c_string("process.env", variable)).collect::<Result<Vec<_>, Error>>()?;
+    strings.reverse();
+    Ok(match has_home {
         true => StringArray::new(strings),
         false => StringArray::with_room(strings, "HOME=".len() + home::LONGEST),
     })
@@ -70,7 +73,18 @@ pub(crate) fn envp(process: &Process) -> Result<StringArray, Error> {
 
 /// Whether its specification says where the user's home is.
 pub(crate) fn has_home(process: &Process) -> bool {
-    process.env().iter().flatten().any(|variable| variable.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
+    environment(process).any(|variable| variable.strip_prefix("HOME=").is_some_and(|home| !home.is_empty()))
+}
+
+/// The variables, last first. Of two with the same name the later counts, as whoever appends one expects; programs take the first.
+fn environment(process: &Process) -> impl Iterator<Item = &str> {
+    let mut names = HashSet::new();
+    let all = process.env().iter().flatten().map(String::as_str);
+    all.rev().filter(move |variable| names.insert(name_of(variable)))
+}
+
+fn name_of(variable: &str) -> &str {
+    variable.split_once('=').map_or(variable, |(name, _)| name)
 }
 
 /// Where the program may be: itself when it has a slash, else in each directory of the process's own PATH.

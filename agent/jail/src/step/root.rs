@@ -66,9 +66,14 @@ pub(super) fn make_directory(root: BorrowedFd<'_>, path: &Inside) -> Result<(), 
 }
 
 pub(super) fn mount(root: BorrowedFd<'_>, mount: &mut Mount) -> Result<(), Errno> {
+    let resolve = if mount.refuse_symlinks { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
     let tree = match (mount.tree.take(), &mount.source) {
         (Some(tree), _) => tree,
-        (None, Source::New { kind, options, .. }) => new_mount(kind, options)?,
+        (None, Source::New { kind, options, takes_mode, .. }) => {
+            let covered = open_inside(root, mount.target.path(), OFlags::PATH, resolve).ok().filter(|_| *takes_mode);
+            let mode = covered.map(|covered| rustix::fs::fstat(&covered)).transpose()?.map(|stat| stat.st_mode);
+            new_mount(kind, options, mode.map(Mode::from_raw_mode))?
+        }
         (None, Source::Bind { inside: Some(source), recursive, .. }) => {
             let source = open_inside(root, source.path(), OFlags::PATH, ResolveFlags::empty())?;
             clone_tree_of(source.as_fd(), *recursive)?
@@ -76,13 +81,6 @@ pub(super) fn mount(root: BorrowedFd<'_>, mount: &mut Mount) -> Result<(), Errno
         (None, Source::Bind { .. }) => return Err(Errno::BADF),
     };
     let leaf = if file_type(&tree)? == FileType::Directory { Leaf::Directory } else { Leaf::File };
-    let resolve = if mount.refuse_symlinks { ResolveFlags::NO_SYMLINKS } else { ResolveFlags::empty() };
-    if let Source::New { takes_mode: true, .. } = &mount.source
-        && let Ok(covered) = open_inside(root, mount.target.path(), OFlags::PATH, resolve)
-    {
-        let mode = Mode::from_raw_mode(rustix::fs::fstat(&covered)?.st_mode);
-        rustix::fs::chmodat(&tree, c".", mode, AtFlags::empty())?;
-    }
     set_attr(tree.as_fd(), c"", true, mount.recursive_attr)?;
     set_attr(tree.as_fd(), c"", false, mount.attr)?;
     let target = ensure(root, &mount.target, leaf, resolve)?;
@@ -102,8 +100,12 @@ pub(super) fn clone_tree_of(fd: BorrowedFd<'_>, recursive: bool) -> Result<Owned
     rustix::mount::open_tree(fd, c"", flags | below)
 }
 
-/// A new file system, detached.
-pub(crate) fn new_mount(kind: &CStr, options: &[(CString, Option<CString>)]) -> Result<OwnedFd, Errno> {
+/// A new file system, detached; with a mode, if it has that option and it is not among `options`.
+pub(crate) fn new_mount(
+    kind: &CStr,
+    options: &[(CString, Option<CString>)],
+    mode: Option<Mode>,
+) -> Result<OwnedFd, Errno> {
     let fs = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         match value {
@@ -112,6 +114,13 @@ pub(crate) fn new_mount(kind: &CStr, options: &[(CString, Option<CString>)]) -> 
             }
             None => rustix::mount::fsconfig_set_flag(fs.as_fd(), key.as_c_str())?,
         }
+    }
+    if let Some(mode) = mode {
+        let digits = [9, 6, 3, 0].map(|shift| b'0' + ((mode.as_raw_mode() >> shift) & 7) as u8);
+        let [a, b, c, d] = digits;
+        let text = [a, b, c, d, 0];
+        let text = CStr::from_bytes_with_nul(&text).map_err(|_| Errno::INVAL)?;
+        rustix::mount::fsconfig_set_string(fs.as_fd(), c"mode", text)?;
     }
     rustix::mount::fsconfig_create(fs.as_fd())?;
     rustix::mount::fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
@@ -164,14 +173,18 @@ fn open_if_there(root: BorrowedFd<'_>, path: &Inside) -> Result<Option<OwnedFd>,
     }
 }
 
-pub(super) fn mask(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
+pub(super) fn mask(walk: &mut Walk<'_>, path: &Inside) -> Result<(), Errno> {
+    let Some(target) = open_if_there(of(walk)?, path)? else { return Ok(()) };
     if file_type(&target)? != FileType::Directory {
         return attach(&clone_tree(c"/dev/null", false)?, &target);
     }
-    let tree = new_mount(c"tmpfs", &[])?;
-    set_attr(tree.as_fd(), c"", false, READ_ONLY)?;
-    attach(&tree, &target)
+    if walk.nothing.is_none() {
+        let nothing = new_mount(c"tmpfs", &[], None)?;
+        set_attr(nothing.as_fd(), c"", false, READ_ONLY)?;
+        walk.nothing = Some(nothing);
+    }
+    let nothing = walk.nothing.as_ref().ok_or(Errno::BADF)?;
+    attach(&clone_tree_of(nothing.as_fd(), false)?, &target)
 }
 
 pub(super) fn protect(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
@@ -195,6 +208,7 @@ pub(super) fn protect_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
 /// mount is on no other (an initramfs), there is no pivoting.
 pub(super) fn enter(walk: &mut Walk<'_>, entry: Entry) -> Result<(), Errno> {
     let root = walk.root.take().ok_or(Errno::BADF)?;
+    walk.nothing = None;
     match entry {
         Entry::Pivot => {
             rustix::process::fchdir(&root)?;

@@ -6,9 +6,11 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::termios::{OptionalActions, OutputModes};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
 use super::{Credentials, Inside, Walk, errno, path, root, taken};
+use crate::LineEnds;
 use crate::channel::{self, Point};
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
@@ -47,7 +49,7 @@ pub(super) fn new_keyring() -> Result<(), Errno> {
 }
 
 /// A pair of the container's own devpts, so that `tty` and job control find it where they look.
-pub(super) fn open_terminal(walk: &mut Walk<'_>, size: Option<(u16, u16)>) -> Result<(), Errno> {
+pub(super) fn open_terminal(walk: &mut Walk<'_>, size: Option<(u16, u16)>, lines: LineEnds) -> Result<(), Errno> {
     let root = root::of(walk)?;
     let master = path::open(root, c"/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY, ResolveFlags::empty())?;
     rustix::pty::unlockpt(&master)?;
@@ -58,6 +60,11 @@ pub(super) fn open_terminal(walk: &mut Walk<'_>, size: Option<(u16, u16)>) -> Re
     if let Some((columns, rows)) = size {
         let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&slave, size)?;
+    }
+    if lines == LineEnds::Plain {
+        let mut modes = rustix::termios::tcgetattr(&slave)?;
+        modes.output_modes -= OutputModes::ONLCR;
+        rustix::termios::tcsetattr(&slave, OptionalActions::Now, &modes)?;
     }
     walk.master = Some(master);
     walk.slave = Some(slave);

@@ -46,7 +46,7 @@ pub(super) fn take_off_others(root: BorrowedFd<'_>) -> Result<(), Errno> {
 }
 
 fn cover(point: &CStr) -> Result<(), Errno> {
-    let nothing = new_mount(c"tmpfs", &[])?;
+    let nothing = new_mount(c"tmpfs", &[], None)?;
     match rustix::mount::move_mount(nothing.as_fd(), c"", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
         Err(Errno::NOENT) => Ok(()),
         result => result,
