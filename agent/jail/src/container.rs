@@ -18,8 +18,8 @@ use crate::hook::{self, Place};
 use crate::launch::{self, Event, Gate, Start};
 use crate::plan::{self, Confinement, Hooks, Interior, Plan, Stewardship, Target};
 use crate::prepare;
-use crate::process::{Process, Strays};
-use crate::record::{FilterRecord, Record, start_time};
+use crate::process::{Process, Strays, start_time_of};
+use crate::record::{FilterRecord, Record};
 use crate::shared_root::SharedRoot;
 use crate::stats::Stats;
 use crate::step::Step;
@@ -204,7 +204,7 @@ impl Container {
     pub fn record(&self) -> Result<Record, Error> {
         Ok(Record {
             pid: self.init.pid(),
-            start_time: start_time(self.init.pid()).unwrap_or(0), // of one that is gone already, never found again
+            start_time: start_time_of(self.init.pid()).unwrap_or(0), // of one that is gone already, never found again
             cgroup: self.cgroup.get()?.path().to_path_buf(),
             namespaces: self.interior.namespaces.bits(),
             own_pid_namespace: self.interior.own_pid_namespace,
@@ -380,7 +380,7 @@ impl Container {
     /// Those that were killed with the container.
     fn reap_strays(&self) {
         for pidfd in self.strays.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let _ = crate::process::reap(pidfd.as_fd()); // its status interests nobody
+            let _ = crate::exit::reap(pidfd.as_fd()); // its status interests nobody
         }
     }
 

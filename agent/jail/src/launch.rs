@@ -347,7 +347,7 @@ fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
 /// Kills and reaps a child that came to nothing.
 fn end(child: &Cloned) {
     let _ = nacre_sys::pidfd::send_signal(child.pidfd.as_fd(), libc::SIGKILL); // it may have exited by itself
-    let _ = crate::process::reap(child.pidfd.as_fd());
+    let _ = crate::exit::reap(child.pidfd.as_fd());
 }
 
 /// Waits for the one who opens the gate. Who connects and hangs up was not the one.

@@ -10,6 +10,7 @@ mod container;
 mod copy_up;
 mod document;
 mod error;
+mod exit;
 pub mod features;
 mod hook;
 mod launch;
@@ -26,8 +27,9 @@ pub use cgroup::is_unified as has_unified_cgroups;
 pub use container::{Container, Status};
 pub use document::{Read, read_process, read_spec};
 pub use error::Error;
+pub use exit::ExitStatus;
 pub use plan::{Plan, check_id, keep_filters_in};
-pub use process::{ExitStatus, Process};
+pub use process::Process;
 pub use record::Record;
 pub use stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
 

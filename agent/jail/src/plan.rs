@@ -25,7 +25,7 @@ use crate::cgroup;
 use crate::channel::Point;
 use crate::error::Error;
 use crate::launch::{Launch, Start};
-use crate::step::{Entry, Step};
+use crate::step::{Entry, Maps, Step};
 
 use capabilities::Capabilities;
 
@@ -33,7 +33,7 @@ pub use check::id as check_id;
 pub(crate) use filter::{Filter, Listener};
 pub use filter_cache::keep_filters_in;
 pub(crate) use hooks::{Hook, Hooks};
-pub(crate) use namespaces::{Maps, Namespaces};
+pub(crate) use namespaces::Namespaces;
 
 /// What a process that joins later gets from the container and not from its own specification.
 #[derive(Debug, Clone)]

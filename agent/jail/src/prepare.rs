@@ -8,8 +8,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair}
 
 use crate::copy_up;
 use crate::error::Error;
-use crate::plan::Maps;
-use crate::step::{Entry, IdSource, Mount, Source, Step, clone_tree, errno, new_mount};
+use crate::step::{Entry, IdSource, Maps, Mount, Source, Step, clone_tree, errno, new_mount};
 
 /// Opens what `steps` name.
 ///
@@ -71,7 +70,7 @@ fn user_namespace(maps: &Maps) -> Result<OwnedFd, Errno> {
     let namespace = write_maps(child.pid, maps)
         .and_then(|()| std::fs::File::open(format!("/proc/{}/ns/user", child.pid)).map(OwnedFd::from));
     let _ = rustix::net::send(&ours, &[1], rustix::net::SendFlags::NOSIGNAL); // whatever came of it, the process ends
-    let _ = crate::process::reap(child.pidfd.as_fd());
+    let _ = crate::exit::reap(child.pidfd.as_fd());
     namespace.map_err(errno)
 }
 

@@ -5,33 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nacre_sys::clone::Cloned;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
+use rustix::process::{Pid, PidfdFlags, WaitIdOptions, pidfd_open};
 
 use crate::error::Error;
+use crate::exit::{self, ExitStatus};
 use crate::launch::{Gate, Serve, Spawned};
-use crate::record;
 
 /// How long a process may take to end once it was killed, in seconds.
 const DIES_WITHIN_S: i64 = 10;
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitStatus {
-    /// It exited with this code.
-    Exited(i32),
-    /// This signal ended it.
-    Signaled(i32),
-}
-
-impl ExitStatus {
-    /// The code as a shell has it: the exit code, or 128 and the signal.
-    pub fn code(self) -> i32 {
-        match self {
-            ExitStatus::Exited(code) => code,
-            ExitStatus::Signaled(signal) => 128 + signal,
-        }
-    }
-}
 
 /// A process of a container. The first one waits at its start gate until [`crate::Container::start`].
 #[derive(Debug)]
@@ -83,7 +64,7 @@ impl Process {
         let fail = |error: Errno| Error::system(format!("open process {pid}"), error);
         let number = Pid::from_raw(pid).filter(|_| pid > 0).ok_or_else(|| fail(Errno::INVAL))?;
         let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
-            Ok(pidfd) if record::start_time(pid) == Some(start_time) => pidfd,
+            Ok(pidfd) if start_time_of(pid) == Some(start_time) => pidfd,
             Ok(_) | Err(Errno::SRCH) => ended_process().map_err(fail)?,
             Err(error) => return Err(fail(error)),
         };
@@ -145,7 +126,7 @@ impl Process {
     pub fn try_wait(&self) -> Result<Option<ExitStatus>, Error> {
         self.with(|state| {
             if state.status.is_none() {
-                state.status = poll(self.child.pidfd.as_fd(), WaitIdOptions::NOHANG)?;
+                state.status = exit::ask(self.child.pidfd.as_fd(), WaitIdOptions::NOHANG)?;
             }
             Ok(state.status)
         })
@@ -213,24 +194,9 @@ fn ended_process() -> Result<OwnedFd, Errno> {
     Ok(read)
 }
 
-/// Waits for the end of a child and takes its status.
-pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> Result<Option<ExitStatus>, Error> {
-    poll(pidfd, WaitIdOptions::empty())
-}
-
-fn poll(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> Result<Option<ExitStatus>, Error> {
-    loop {
-        match waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | options) {
-            Ok(status) => return Ok(status.map(status_of)),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(Error::system("wait for a process", error)),
-        }
-    }
-}
-
-fn status_of(status: WaitIdStatus) -> ExitStatus {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => ExitStatus::Exited(code),
-        (None, signal) => ExitStatus::Signaled(signal.unwrap_or(libc::SIGKILL)),
-    }
+/// When the process `pid` started, if there is one: the 22nd field of `/proc/PID/stat` (proc(5)).
+pub(crate) fn start_time_of(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the name in brackets, may hold anything.
+    text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(19)?.parse().ok()
 }

@@ -94,10 +94,3 @@ impl Record {
         Ok(Confinement { filter, personality: self.personality })
     }
 }
-
-/// When the process `pid` started, if there is one: the 22nd field of `/proc/PID/stat` (proc(5)).
-pub(crate) fn start_time(pid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field, the name in brackets, may hold anything.
-    text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(19)?.parse().ok()
-}

@@ -5,6 +5,7 @@
 //! number, says what it was about. A descriptor that a step has used is closed by it, so that none is open when the program starts or
 //! when a path of the container's is followed.
 
+mod detached;
 pub(crate) mod home;
 mod path;
 mod root;
@@ -27,10 +28,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet, LinkNameSpaceType, T
 
 use crate::LineEnds;
 use crate::channel::{self, Message, Point};
-use crate::plan::Maps;
 
+pub(crate) use detached::{clone_tree, new_mount};
 pub(crate) use path::Inside;
-pub(crate) use root::{clone_tree, new_mount};
 
 /// What a mount brings.
 #[derive(Debug)]
@@ -60,6 +60,13 @@ pub(crate) enum Source {
 pub(crate) struct IdMap {
     pub(crate) from: IdSource,
     pub(crate) recursive: bool,
+}
+
+/// The mappings of a user namespace, in the form of `/proc/PID/uid_map` (user_namespaces(7)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Maps {
+    pub(crate) uids: String,
+    pub(crate) gids: String,
 }
 
 /// Where mappings come from.

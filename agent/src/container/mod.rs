@@ -152,7 +152,11 @@ impl Made {
         }
         let process = spec.process().as_ref().ok_or(Error::Spec("process", "is missing"))?;
         let (io, ours) = streams(process, pipe_size)?;
-        let engine = nacre_jail::Container::create(Plan::new(id, &spec, bundle)?, io)?;
+        let plan = Plan::new(id, &spec, bundle)?;
+        for warning in plan.warnings() {
+            tracing::warn!(container = id, "{warning}");
+        }
+        let engine = nacre_jail::Container::create(plan, io)?;
         let ends = ends(ours, engine.init())?;
         Ok(Made { engine, ends, storages })
     }

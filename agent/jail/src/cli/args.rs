@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args as _, Parser, Subcommand, ValueEnum};
 
+use super::log::LogFormat;
+
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
 
 const EXAMPLES: &str = "\
@@ -47,12 +49,6 @@ pub struct Args {
     pub rootless: Option<String>,
     #[command(subcommand)]
     pub command: Command,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -317,11 +313,11 @@ pub struct Update {
     pub cpuset_cpus: Option<String>,
     #[arg(long, value_name = "LIST")]
     pub cpuset_mems: Option<String>,
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::update::parse_size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::size::parse_size)]
     pub memory: Option<i64>,
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::update::parse_size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::size::parse_size)]
     pub memory_reservation: Option<i64>,
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::update::parse_size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = super::size::parse_size)]
     pub memory_swap: Option<i64>,
     #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
     pub pids_limit: Option<i64>,

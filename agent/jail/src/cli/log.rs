@@ -5,16 +5,22 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use super::args::{Args, LogFormat};
+use clap::ValueEnum;
+
 use super::time;
 
 static FILE: OnceLock<(PathBuf, LogFormat)> = OnceLock::new();
 
-/// Writes to the file that `args` name from now on.
-pub fn start(args: &Args) {
-    if let Some(path) = &args.log {
-        let _ = FILE.set((path.clone(), args.log_format)); // nobody else sets it
-    }
+/// The form of the log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Writes to the file `path` from now on.
+pub fn start(path: PathBuf, format: LogFormat) {
+    let _ = FILE.set((path, format)); // nobody else sets it
 }
 
 /// Why the call fails.

@@ -11,6 +11,7 @@ mod log;
 mod process_spec;
 mod report;
 mod signals;
+mod size;
 mod time;
 mod update;
 
@@ -35,7 +36,9 @@ pub fn main() -> u8 {
             return failed.into();
         }
     };
-    log::start(&args);
+    if let Some(path) = &args.log {
+        log::start(path.clone(), args.log_format);
+    }
     match dispatch(&args) {
         Ok(code) => code,
         Err(error) => {

@@ -7,7 +7,7 @@ use nacre_sys::mount::MountAttr;
 use oci_spec::runtime::Mount as Asked;
 
 use super::c_string;
-use super::namespaces::Maps;
+use super::namespaces::maps;
 use crate::cgroup;
 use crate::error::Error;
 use crate::step::{IdMap, IdSource, Inside, Mount, Source, Step};
@@ -154,7 +154,7 @@ fn ids(property: &str, mount: &Asked, options: &Options, context: &Context<'_>) 
         })?,
         _ => {
             let [uids, gids] = [uids, gids].map(|ids| ids.as_deref().unwrap_or_default());
-            IdSource::Maps(Maps::new(property, uids, gids)?)
+            IdSource::Maps(maps(property, uids, gids)?)
         }
     };
     Ok(Some(IdMap { from, recursive: options.recursive_ids }))

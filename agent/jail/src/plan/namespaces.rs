@@ -10,25 +10,17 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use super::c_string;
 use crate::channel::Point;
 use crate::error::Error;
-use crate::step::{IdSource, Step};
+use crate::step::{IdSource, Maps, Step};
 
 /// The most lines that the kernel takes in one map (user_namespaces(7)).
 const MAX_MAPPINGS: usize = 340;
 
-/// The mappings of a new user namespace, in the form of `/proc/PID/uid_map`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Maps {
-    pub(crate) uids: String,
-    pub(crate) gids: String,
-}
-
-impl Maps {
-    pub(super) fn new(property: &str, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<Maps, Error> {
-        if uids.is_empty() || gids.is_empty() {
-            return Err(Error::spec(property, "both uidMappings and gidMappings are needed"));
-        }
-        Ok(Maps { uids: lines(property, uids)?, gids: lines(property, gids)? })
+/// The mappings that a specification asks for.
+pub(super) fn maps(property: &str, uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> Result<Maps, Error> {
+    if uids.is_empty() || gids.is_empty() {
+        return Err(Error::spec(property, "both uidMappings and gidMappings are needed"));
     }
+    Ok(Maps { uids: lines(property, uids)?, gids: lines(property, gids)? })
 }
 
 fn lines(property: &str, mappings: &[LinuxIdMapping]) -> Result<String, Error> {
@@ -221,7 +213,7 @@ impl Namespaces {
         let gids = linux.gid_mappings().as_deref().unwrap_or_default();
         let new = self.has_user && self.user.is_none();
         if new {
-            let maps = Maps::new("linux", uids, gids)?;
+            let maps = maps("linux", uids, gids)?;
             self.ids = Some(IdSource::Maps(maps.clone()));
             self.maps = Some(maps);
         } else if !(self.has_user || uids.is_empty() && gids.is_empty()) {

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::termios::{OptionalActions, OutputModes};
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
-use super::{Credentials, Inside, Walk, errno, path, root, taken};
+use super::{Credentials, Inside, Walk, detached, errno, path, root, taken};
 use crate::LineEnds;
 use crate::channel::{self, Point};
 
@@ -73,7 +73,7 @@ pub(super) fn open_terminal(walk: &mut Walk<'_>, size: Option<(u16, u16)>, lines
 
 pub(super) fn console(walk: &mut Walk<'_>, path: &Inside) -> Result<(), Errno> {
     let slave = walk.slave.as_ref().ok_or(Errno::BADF)?;
-    let tree = root::clone_tree_of(slave.as_fd(), false)?;
+    let tree = detached::clone_tree_of(slave.as_fd(), false)?;
     root::attach_file(root::of(walk)?, &tree, path)
 }
 

@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
-use super::root::new_mount;
+use super::detached::new_mount;
 
 /// The most mounts that a namespace may have for this.
 const MOST_MOUNTS: usize = 4096;
