@@ -19,8 +19,6 @@ use rustix::net::{
 pub(crate) enum Point {
     /// The parent writes the mappings of its user namespace.
     Mapped,
-    /// The parent hands over the files by which it enters its cgroups (cgroup v1).
-    Entrances,
     /// The parent sets the clocks of its time namespace.
     Clocks,
     /// The parent sets its resource limits: root of a user namespace can't raise them.
@@ -74,9 +72,8 @@ impl Message {
             Message::Sync(Point::Limits) => (6, 1),
             Message::Sync(Point::BeforeRoot) => (7, 1),
             Message::Sync(Point::BeforeProgram) => (8, 1),
-            Message::Sync(Point::Entrances) => (9, 1),
-            Message::Sync(Point::Clocks) => (10, 1),
-            Message::Sync(Point::Devices) => (11, 1),
+            Message::Sync(Point::Clocks) => (9, 1),
+            Message::Sync(Point::Devices) => (10, 1),
         };
         if let Some(first) = bytes.first_mut() {
             *first = kind;
@@ -96,9 +93,8 @@ impl Message {
             [6] => Message::Sync(Point::Limits),
             [7] => Message::Sync(Point::BeforeRoot),
             [8] => Message::Sync(Point::BeforeProgram),
-            [9] => Message::Sync(Point::Entrances),
-            [10] => Message::Sync(Point::Clocks),
-            [11] => Message::Sync(Point::Devices),
+            [9] => Message::Sync(Point::Clocks),
+            [10] => Message::Sync(Point::Devices),
             _ => return None,
         })
     }
@@ -145,13 +141,11 @@ pub(crate) fn sync(socket: BorrowedFd<'_>, point: Point) -> Result<(), Errno> {
     if told_to_go(socket) { Ok(()) } else { Err(Errno::CANCELED) }
 }
 
-/// Waits at `point` until the parent says go, and does `act` with each descriptor that comes along; there must be one.
-pub(crate) fn sync_for_each(
+/// Waits until the parent hands descriptors over, and does `act` with each; there must be one.
+pub(crate) fn for_each_handed_over(
     socket: BorrowedFd<'_>,
-    point: Point,
     mut act: impl FnMut(OwnedFd) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    send(socket, Message::Sync(point), None)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_HANDED_OVER))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -175,8 +169,13 @@ pub(crate) fn told_to_go(socket: BorrowedFd<'_>) -> bool {
     retry(|| rustix::net::recv(socket, &mut byte[..], RecvFlags::empty())).is_ok_and(|(length, _)| length == 1)
 }
 
-/// Tells a child to go on, with what it waits for.
-pub(crate) fn go(socket: impl AsFd, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+/// Tells a child to go on.
+pub(crate) fn go(socket: impl AsFd) -> Result<(), Errno> {
+    hand_over(socket, &[])
+}
+
+/// Hands descriptors over to a child. Nothing else may have been said before: it would be taken for that.
+pub(crate) fn hand_over(socket: impl AsFd, fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_HANDED_OVER))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -222,7 +221,6 @@ mod tests {
     fn every_message_comes_back_as_it_was() {
         let points = [
             Point::Mapped,
-            Point::Entrances,
             Point::Clocks,
             Point::Devices,
             Point::Limits,

@@ -125,7 +125,6 @@ impl Container {
         let mut launch = plan.launch(birthplace, io, start)?;
         prepare::prepare(&mut launch.steps)?;
         let shared_root = SharedRoot::of(&launch.steps)?;
-        let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
                 Event::Born => {
@@ -133,10 +132,8 @@ impl Container {
                         cgroup = make_cgroup(true)?;
                         place.keep();
                     }
-                    entrances = cgroup.get()?.entrances()?;
-                    Ok(())
+                    return cgroup.get()?.entrances();
                 }
-                Event::At(Point::Entrances) => return Ok(std::mem::take(&mut entrances)),
                 Event::At(Point::Devices) => {
                     let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref());
                     cgroup.get()?.allow_devices(rules.unwrap_or_default(), &devices)
@@ -286,16 +283,15 @@ impl Container {
         }
         let target = Target { pidfd: self.init.pidfd(), pid: self.init.pid(), interior: &self.interior };
         let launch = plan::exec(process, &target, self.cgroup.get()?.birthplace()?, io, descriptors)?;
-        let mut entrances = Vec::new();
         let serve = &mut |event, child: &Cloned| {
             match event {
-                Event::Born => entrances = self.cgroup.get()?.entrances()?,
-                Event::At(_) => return Ok(std::mem::take(&mut entrances)),
+                Event::Born => return self.cgroup.get()?.entrances(),
+                Event::At(_) => Ok(()), // a process that is not the first waits for nothing
                 Event::Listener(fd) => {
-                    hand_on(&self.interior.confinement, &self.hooks, ContainerState::Running, child.pid, &fd)?;
+                    hand_on(&self.interior.confinement, &self.hooks, ContainerState::Running, child.pid, &fd)
                 }
             }
-            Ok(Vec::new())
+            .map(|()| Vec::new())
         };
         Ok(Process::new(launch.spawn(serve)?).stray_to(&self.strays))
     }
@@ -491,7 +487,7 @@ fn before_program(
         };
         let told = hook::told(&hooks.state, ContainerState::Created, target.pid)?;
         let serve = &mut |event, _: &Cloned| match event {
-            Event::At(Point::Entrances) => cgroup.entrances(),
+            Event::Born => cgroup.entrances(),
             _ => Ok(Vec::new()),
         };
         hook::run_one("startContainer", hook, launch, serve, &told)?;

@@ -68,7 +68,7 @@ pub(crate) enum Start {
 /// What a parent is asked for.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The child has been born, and goes its way beside what the parent does now.
+    /// The child has been born, and goes its way beside what the parent does now. Descriptors that this answers are handed over to it.
     Born,
     /// It waits.
     At(Point),
@@ -76,7 +76,7 @@ pub(crate) enum Event {
     Listener(OwnedFd),
 }
 
-/// Who serves a child's events, with the descriptors that it waits for.
+/// Who serves a child's events.
 pub(crate) type Serve<'a> = &'a mut dyn FnMut(Event, &Cloned) -> Result<Vec<OwnedFd>, Error>;
 
 /// A child that is set up, and its start gate, if it waits there.
@@ -132,8 +132,8 @@ impl Launch {
         self.steps.iter_mut().chain(&mut self.joined_before).for_each(Step::release);
         let start = std::mem::replace(&mut self.start, Start::WhenTold);
         let steps = Names::Launch(Box::new(self));
-        let born = serve(Event::Born, &cloned);
-        let ready = born.and_then(|_| steps.until_ready(&ours, &cloned, serve)).and_then(|master| {
+        let born = serve(Event::Born, &cloned).map(|entrances| hand_over(&ours, &entrances));
+        let ready = born.and_then(|()| steps.until_ready(&ours, &cloned, serve)).and_then(|master| {
             let gate = match start {
                 Start::AtOnce => {
                     steps.until_executed(&ours, &cloned, serve)?;
@@ -344,6 +344,14 @@ fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
     info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
+/// A child that is gone has said why.
+fn hand_over(socket: &OwnedFd, entrances: &[OwnedFd]) {
+    if !entrances.is_empty() {
+        let entrances: Vec<BorrowedFd<'_>> = entrances.iter().map(AsFd::as_fd).collect();
+        let _ = channel::hand_over(socket, &entrances);
+    }
+}
+
 /// Kills and reaps a child that came to nothing.
 fn end(child: &Cloned) {
     let _ = nacre_sys::pidfd::send_signal(child.pidfd.as_fd(), libc::SIGKILL); // it may have exited by itself
@@ -408,7 +416,7 @@ impl Gate {
             Way::Socket(socket) => socket,
             Way::Name(name) => connect(&name)?,
         };
-        channel::go(&socket, &[]).map_err(|_| Error::Ended)?;
+        channel::go(&socket).map_err(|_| Error::Ended)?;
         self.steps.until_executed(&socket, child, serve)
     }
 }
@@ -451,9 +459,8 @@ impl Names {
                 .map_err(|error| Error::system("hear from a process that is being set up", error))?;
             match heard {
                 Heard::Message(Message::Sync(point), _) => {
-                    let wanted = serve(Event::At(point), child)?;
-                    let wanted: Vec<BorrowedFd<'_>> = wanted.iter().map(AsFd::as_fd).collect();
-                    channel::go(socket, &wanted).map_err(|_| Error::Ended)?;
+                    serve(Event::At(point), child)?;
+                    channel::go(socket).map_err(|_| Error::Ended)?;
                 }
                 Heard::Message(Message::Listener, Some(listener)) => {
                     serve(Event::Listener(listener), child)?;

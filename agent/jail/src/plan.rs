@@ -247,10 +247,11 @@ impl Plan {
         let mut namespaces = self.namespaces;
         let in_user_namespace = namespaces.has_user;
         let mut steps = vec![Step::Hide];
-        if namespaces.maps.is_some() {
-            steps.push(Step::Sync(Point::Mapped));
-        }
         if in_user_namespace {
+            steps.extend(enter_cgroup()); // what is handed over comes before anything is said
+            if namespaces.maps.is_some() {
+                steps.push(Step::Sync(Point::Mapped));
+            }
             steps.push(Step::MappedRoot);
         } else if let Some(score) = self.process.oom_score_adj() {
             steps.push(process::oom_score(score)?);
@@ -261,7 +262,9 @@ impl Plan {
         (launch.user_namespace, launch.pid_namespace) = (namespaces.user.take(), namespaces.pid.take());
         let in_cgroup = std::mem::take(&mut namespaces.in_cgroup);
         steps.extend(namespaces.into_steps());
-        steps.extend(enter_cgroup());
+        if !in_user_namespace {
+            steps.extend(enter_cgroup());
+        }
         steps.extend(in_cgroup);
         steps.push(Step::NewKeyring);
         steps.extend(self.before_root);

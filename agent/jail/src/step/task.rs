@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 
 use super::{Credentials, Inside, Walk, detached, errno, path, root, taken};
 use crate::LineEnds;
-use crate::channel::{self, Point};
+use crate::channel;
 
 /// User 0 of a new user namespace; where it has none, whoever one is there has every capability all the same.
 pub(super) fn mapped_root() -> Result<(), Errno> {
@@ -32,7 +32,7 @@ pub(super) fn mapped_root() -> Result<(), Errno> {
 /// cgroup v1. A thread that moves itself (`0`) need not wait, as one process that moves another does, until no processor is in the middle of a
 /// fork or an exit.
 pub(super) fn enter_cgroup(walk: &Walk<'_>) -> Result<(), Errno> {
-    channel::sync_for_each(walk.socket, Point::Entrances, |entrance| rustix::io::write(&entrance, b"0").map(drop))
+    channel::for_each_handed_over(walk.socket, |entrance| rustix::io::write(&entrance, b"0").map(drop))
 }
 
 pub(super) fn loopback_up() -> Result<(), Errno> {
