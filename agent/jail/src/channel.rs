@@ -219,14 +219,8 @@ mod tests {
 
     #[test]
     fn every_message_comes_back_as_it_was() {
-        let points = [
-            Point::Mapped,
-            Point::Clocks,
-            Point::Devices,
-            Point::Limits,
-            Point::BeforeRoot,
-            Point::BeforeProgram,
-        ];
+        let points =
+            [Point::Mapped, Point::Clocks, Point::Devices, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
         let others = [Message::Ready, Message::Listener, Message::Born, Message::Failed(7, -1)];
         for message in points.map(Message::Sync).into_iter().chain(others) {
             let (bytes, length) = message.encode();

@@ -5,12 +5,11 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use nacre_jail::Plan;
-use oci_spec::runtime::Spec;
+use nacre_jail::{Plan, read_spec};
 
 fuzz_target!(|bytes: &[u8]| {
-    if let Ok(spec) = serde_json::from_slice::<Spec>(bytes)
-        && let Err(error) = Plan::new("fuzz", &spec, Path::new("/bundle"))
+    if let Ok(spec) = read_spec(bytes)
+        && let Err(error) = Plan::new("fuzz", &spec.value, Path::new("/bundle"))
     {
         assert!(!error.to_string().is_empty());
     }

@@ -135,13 +135,15 @@ pub(super) fn mask(walk: &mut Walk<'_>, path: &Inside) -> Result<(), Errno> {
     if file_type(&target)? != FileType::Directory {
         return attach(&clone_tree(c"/dev/null", false)?, &target);
     }
-    if walk.nothing.is_none() {
-        let nothing = new_mount(c"tmpfs", &[], None)?;
-        set_attr(nothing.as_fd(), c"", false, READ_ONLY)?;
-        walk.nothing = Some(nothing);
+    // One for all. A mount that is nowhere yet can't be copied before Linux 6.15, so the first is laid out before it is.
+    if let Some(nothing) = &walk.nothing {
+        return attach(&clone_tree_of(nothing.as_fd(), false)?, &target);
     }
-    let nothing = walk.nothing.as_ref().ok_or(Errno::BADF)?;
-    attach(&clone_tree_of(nothing.as_fd(), false)?, &target)
+    let nothing = new_mount(c"tmpfs", &[], None)?;
+    set_attr(nothing.as_fd(), c"", false, READ_ONLY)?;
+    attach(&nothing, &target)?;
+    walk.nothing = Some(nothing);
+    Ok(())
 }
 
 pub(super) fn protect(root: BorrowedFd<'_>, path: &Inside) -> Result<(), Errno> {
@@ -185,6 +187,9 @@ pub(super) fn enter(walk: &mut Walk<'_>, entry: Entry) -> Result<(), Errno> {
 
 fn move_into_place(root: BorrowedFd<'_>) -> Result<(), Errno> {
     views::take_off_others(root)?;
-    rustix::mount::move_mount(root, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    match rustix::mount::move_mount(root, c"", CWD, c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH) {
+        Err(Errno::LOOP) => {} // it is there since it was opened
+        result => result?,
+    }
     change(root)
 }
