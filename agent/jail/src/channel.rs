@@ -21,6 +21,8 @@ pub(crate) enum Point {
     Mapped,
     /// The parent sets the clocks of its time namespace.
     Clocks,
+    /// The parent finds what it mounts, in the child's own mount namespace, and hands it over.
+    Sources,
     /// The parent sets its resource limits: root of a user namespace can't raise them.
     Limits,
     /// The parent takes back that its devices may be made.
@@ -50,7 +52,7 @@ pub(crate) enum Message {
 const GO: u8 = 1;
 
 /// The most descriptors that come with an answer: Linux has fourteen controllers, and systemd a hierarchy of its own.
-const MOST_HANDED_OVER: usize = 32;
+pub(crate) const MOST_HANDED_OVER: usize = 32;
 
 /// The longest message.
 const LONGEST: usize = 9;
@@ -74,6 +76,7 @@ impl Message {
             Message::Sync(Point::BeforeProgram) => (8, 1),
             Message::Sync(Point::Clocks) => (9, 1),
             Message::Sync(Point::Devices) => (10, 1),
+            Message::Sync(Point::Sources) => (11, 1),
         };
         if let Some(first) = bytes.first_mut() {
             *first = kind;
@@ -95,6 +98,7 @@ impl Message {
             [8] => Message::Sync(Point::BeforeProgram),
             [9] => Message::Sync(Point::Clocks),
             [10] => Message::Sync(Point::Devices),
+            [11] => Message::Sync(Point::Sources),
             _ => return None,
         })
     }
@@ -219,8 +223,15 @@ mod tests {
 
     #[test]
     fn every_message_comes_back_as_it_was() {
-        let points =
-            [Point::Mapped, Point::Clocks, Point::Devices, Point::Limits, Point::BeforeRoot, Point::BeforeProgram];
+        let points = [
+            Point::Mapped,
+            Point::Clocks,
+            Point::Devices,
+            Point::Sources,
+            Point::Limits,
+            Point::BeforeRoot,
+            Point::BeforeProgram,
+        ];
         let others = [Message::Ready, Message::Listener, Message::Born, Message::Failed(7, -1)];
         for message in points.map(Message::Sync).into_iter().chain(others) {
             let (bytes, length) = message.encode();

@@ -19,7 +19,7 @@ use crate::launch::{self, Event, Gate, Start};
 use crate::plan::{self, Confinement, Hooks, Interior, Plan, Stewardship, Target};
 use crate::prepare;
 use crate::process::{Process, Strays, start_time_of};
-use crate::record::{FilterRecord, Record};
+use crate::record::{FilterRecord, Note, Record};
 use crate::shared_root::SharedRoot;
 use crate::stats::Stats;
 use crate::step::Step;
@@ -105,14 +105,22 @@ impl Container {
         Ok(container)
     }
 
-    fn make(plan: Plan, io: Io, start: Start) -> Result<Container, Error> {
+    fn make(mut plan: Plan, io: Io, start: Start) -> Result<Container, Error> {
+        let journal = plan.journal.take();
+        let note = |note: Note| match &journal {
+            None => Ok(()),
+            Some(file) => note.write(file).map_err(|error| Error::system("remember what has been made", error)),
+        };
         let (path, resources, devices) = (plan.cgroup.clone(), plan.resources.clone(), plan.devices.clone());
         let interior = plan.interior();
         let (hooks, gate, process) = (plan.hooks.clone(), plan.gate.clone(), plan.process.clone());
         let stewardship = plan.stewardship()?;
         let mut cgroup = Owned(None);
-        let make_cgroup =
-            |born| Cgroup::create(&path, born, resources.as_ref(), &devices).map(|cgroup| Owned(Some(cgroup)));
+        let make_cgroup = |born| {
+            let cgroup = Owned(Some(Cgroup::create(&path, born, resources.as_ref(), &devices)?));
+            note(Note::Cgroup)?;
+            Ok::<_, Error>(cgroup)
+        };
         // cgroup v2 must be there when the child is born in it. v1 is made while the child makes its namespaces, unless it is to be seen there.
         let first = cgroup::is_unified() || plan.shows_cgroup;
         if first {
@@ -123,8 +131,12 @@ impl Container {
             false => cgroup::Birthplace::of(&path).map(|(place, fd)| (Some(place), fd))?,
         };
         let mut launch = plan.launch(birthplace, io, start)?;
-        prepare::prepare(&mut launch.steps)?;
+        let room = resources.as_ref().and_then(|resources| resources.memory().as_ref()?.limit());
+        let wanted = prepare::prepare(&mut launch.steps, room.and_then(|bytes| u64::try_from(bytes).ok()))?;
         let shared_root = SharedRoot::of(&launch.steps)?;
+        if let Some(mounted) = shared_root.mounted() {
+            note(Note::Root(mounted.clone()))?;
+        }
         let serve = &mut |event, child: &Cloned| {
             match event {
                 Event::Born => {
@@ -138,6 +150,7 @@ impl Container {
                     let rules = resources.as_ref().and_then(|resources| resources.devices().as_deref());
                     cgroup.get()?.allow_devices(rules.unwrap_or_default(), &devices)
                 }
+                Event::At(Point::Sources) => return prepare::find_inside(child.pid, &wanted),
                 Event::At(Point::BeforeRoot) => before_root(&hooks, child, &interior),
                 Event::At(Point::BeforeProgram) => {
                     before_program(&hooks, &process, &target(child, &interior), cgroup.get()?)
@@ -185,13 +198,25 @@ impl Container {
         })
     }
 
-    /// Removes what a maker that was killed in the middle may have left of the container `id`: its processes and its cgroup.
+    /// Removes what a maker that was killed in the middle has left of the container `id`, as its `notes` say: its processes, its cgroup, its mount.
     ///
     /// # Errors
     /// A specification that names no cgroup of a container's, or a cgroup that can't be removed.
-    pub fn remove_remains(id: &str, spec: &runtime::Spec) -> Result<(), Error> {
+    pub fn remove_remains(id: &str, spec: &runtime::Spec, notes: &[Note]) -> Result<(), Error> {
         let cgroups_path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
-        Cgroup::at(&cgroup::path_of(id, cgroups_path)?).remove()
+        let cgroup = Cgroup::at(&cgroup::path_of(id, cgroups_path)?);
+        let mut is_ours = false;
+        for note in notes {
+            match note {
+                Note::Cgroup | Note::Whole(_) => is_ours = true,
+                Note::Root(mounted) => drop(SharedRoot::recorded(Some(mounted.clone()))),
+            }
+        }
+        if is_ours {
+            return cgroup.remove();
+        }
+        cgroup.remove_if_empty();
+        Ok(())
     }
 
     /// What another process needs for [`Container::open`].

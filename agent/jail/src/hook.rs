@@ -115,6 +115,9 @@ fn launch(hook: &Hook, all: &Hooks, place: Place<'_>, io: [OwnedFd; 3]) -> Resul
     if let Place::Namespaces(pidfd, kinds) = place {
         let pidfd = pidfd.try_clone_to_owned().map_err(|error| Error::system("copy a pidfd", error))?;
         steps.push(Step::JoinProcess { pidfd: Some(pidfd), kinds });
+        if kinds.contains(ThreadNameSpaceType::USER) {
+            steps.push(Step::MappedRoot);
+        }
         path = root;
     }
     // The last hooks may come after the bundle is gone.
@@ -144,7 +147,7 @@ fn variable(key: &OsStr, value: &OsStr) -> Option<CString> {
 
 /// The hook's exit code as a shell has it; `None` when its time is up.
 fn wait(process: &Process, timeout: Option<Duration>) -> Result<Option<i32>, Error> {
-    let end = timeout.map(|timeout| Instant::now() + timeout);
+    let end = timeout.and_then(|timeout| Instant::now().checked_add(timeout)); // no clock goes further
     loop {
         if let Some(status) = process.try_wait()? {
             return Ok(Some(status.code()));

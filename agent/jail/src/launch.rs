@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair};
 use rustix::thread::LinkNameSpaceType;
 
-use crate::channel::{self, Heard, Message, Point, retry};
+use crate::channel::{self, Heard, MOST_HANDED_OVER, Message, Point, retry};
 use crate::error::Error;
 use crate::step::home::Home;
 use crate::step::{Step, Walk, errno};
@@ -182,7 +182,12 @@ impl Launch {
                     .map_err(|error| Error::system("clone3", error))?;
             let born = self.await_birth(ours);
             end(&between);
-            born
+            let born = born?;
+            if let Err(error) = channel::go(ours) {
+                end(&born);
+                return Err(Error::system("let a process begin", error));
+            }
+            Ok(born)
         })
     }
 
@@ -210,8 +215,10 @@ impl Launch {
             }
         }
         let flags = namespaces | libc::CLONE_PARENT as u64;
+        // What the child says is heard after what the go-between says of its birth.
+        let child = || if channel::told_to_go(socket) { self.child(socket, keep, own_program) } else { 1 };
         // SAFETY: as in `fork`.
-        match unsafe { clone3(flags, None, || self.child(socket, keep, own_program)) } {
+        match unsafe { clone3(flags, None, child) } {
             Ok(born) => i32::from(channel::send(socket, Message::Born, Some(born.pidfd.as_fd())).is_err()),
             Err(error) => fail(socket, EXECVE, errno(error)),
         }
@@ -261,10 +268,13 @@ impl Launch {
             own_program,
             program: 0,
         };
-        for (i, step) in (0..).zip(&mut self.steps) {
-            if let Err(error) = step.run(&mut walk) {
+        let mut rest = self.steps.as_mut_slice();
+        for i in 0.. {
+            let Some((step, later)) = rest.split_first_mut() else { break };
+            if let Err(error) = step.run(&mut walk).and_then(|()| step.furnish(socket, later)) {
                 return fail(socket, i, error);
             }
+            rest = later;
         }
         if !matches!(self.start, Start::AtOnce) {
             end_on_signals(); // who waits can be asked to end
@@ -459,8 +469,13 @@ impl Names {
                 .map_err(|error| Error::system("hear from a process that is being set up", error))?;
             match heard {
                 Heard::Message(Message::Sync(point), _) => {
-                    serve(Event::At(point), child)?;
-                    channel::go(socket).map_err(|_| Error::Ended)?;
+                    let handed = serve(Event::At(point), child)?;
+                    for fds in handed.chunks(MOST_HANDED_OVER) {
+                        hand_over(socket, fds);
+                    }
+                    if handed.is_empty() {
+                        channel::go(socket).map_err(|_| Error::Ended)?;
+                    }
                 }
                 Heard::Message(Message::Listener, Some(listener)) => {
                     serve(Event::Listener(listener), child)?;

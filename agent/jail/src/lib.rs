@@ -30,7 +30,8 @@ pub use error::Error;
 pub use exit::ExitStatus;
 pub use plan::{Plan, check_id, keep_filters_in};
 pub use process::Process;
-pub use record::Record;
+pub use record::{Note, Record};
+pub use shared_root::Mounted;
 pub use stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
 
 use std::os::fd::OwnedFd;

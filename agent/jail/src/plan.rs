@@ -13,6 +13,7 @@ mod namespaces;
 mod process;
 
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -64,6 +65,7 @@ pub struct Plan {
     pub(crate) hooks: Hooks,
     pub(crate) confinement: Confinement,
     pub(crate) gate: Option<PathBuf>,
+    pub(crate) journal: Option<File>,
     /// Whether a mount shows the container its cgroup.
     pub(crate) shows_cgroup: bool,
     before_root: Vec<Step>,
@@ -111,6 +113,7 @@ impl Plan {
                 personality: linux.personality().as_ref().map(process::personality).transpose()?,
             },
             gate: None,
+            journal: None,
             shows_cgroup: false,
             before_root: Vec::new(),
             inside_root: Vec::new(),
@@ -149,6 +152,12 @@ impl Plan {
     /// Gives the start gate the name `socket`, so that another process can open it.
     pub fn gate(mut self, socket: &Path) -> Plan {
         self.gate = Some(socket.into());
+        self
+    }
+
+    /// Has a [`crate::Note`] appended to `file` for what is made, before it can matter.
+    pub fn journal(mut self, file: File) -> Plan {
+        self.journal = Some(file);
         self
     }
 
@@ -192,6 +201,8 @@ impl Plan {
         let propagation = mounts::outer_propagation(linux.rootfs_propagation().as_deref())?;
         if entry == Entry::Pivot {
             self.before_root.push(Step::PrivateMounts(propagation));
+            // Only in its own mount namespace are the host's mounts locked: root of a user namespace may neither take one off nor make it writable.
+            self.before_root.extend(self.namespaces.has_user.then_some(Step::TakeSources));
         }
         let root_path = bundle.join(root.path());
         let path = c_string("root.path", &root_path.to_string_lossy())?;
@@ -365,7 +376,7 @@ pub(crate) fn exec(
 /// Something of the target's in /proc. The number might be another's by the time it is opened, so it is looked at again.
 fn open_of_process(target: &Target<'_>, what: &str) -> Result<OwnedFd, Error> {
     let path = format!("/proc/{}/{what}", target.pid);
-    let file = std::fs::File::open(&path).map_err(|error| Error::system(format!("open {path}"), error))?;
+    let file = File::open(&path).map_err(|error| Error::system(format!("open {path}"), error))?;
     nacre_sys::pidfd::send_signal(target.pidfd, 0).map_err(|_| Error::Ended)?;
     Ok(file.into())
 }

@@ -10,6 +10,29 @@ use crate::error::Error;
 use crate::plan::{Confinement, Filter, Interior, Listener};
 use crate::shared_root::Mounted;
 
+/// What a maker has done so far, a line of JSON each: for whoever cleans up after one that was killed. See [`crate::Plan::journal`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Note {
+    /// The cgroup is the container's: what is in it is, too.
+    Cgroup,
+    /// This is, or will be, a mount in the runtime's mount namespace.
+    Root(Mounted),
+    /// The container is whole.
+    Whole(Box<Record>),
+}
+
+impl Note {
+    /// Appends it to a journal.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn write(&self, mut journal: &std::fs::File) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        std::io::Write::write_all(&mut journal, &line)
+    }
+}
+
 /// See [`crate::Container::record`]. Its form belongs to this version of the engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {

@@ -16,7 +16,7 @@ pub(crate) struct SharedRoot(Option<Mounted>);
 
 /// Where it is, and which.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Mounted {
+pub struct Mounted {
     path: PathBuf,
     id: u64,
 }

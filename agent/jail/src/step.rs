@@ -14,7 +14,7 @@ mod views;
 
 use std::ffi::{CStr, CString};
 use std::fmt;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use nacre_sys::exec::StringArray;
@@ -145,6 +145,7 @@ pub(crate) enum Step {
     Hostname(CString),
     Domainname(CString),
     PrivateMounts(u64),
+    TakeSources,
     OpenRoot { path: CString, tree: Option<OwnedFd>, propagation: u64, entry: Entry },
     TakeRoot,
     ChangeRoot(Option<OwnedFd>),
@@ -197,7 +198,7 @@ const NAMESPACES: [(u64, &str); 4] = [
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     /// The socket to the parent.
-    pub(crate) socket: std::os::fd::BorrowedFd<'a>,
+    pub(crate) socket: BorrowedFd<'a>,
     pub(crate) root: Option<OwnedFd>,
     pub(crate) master: Option<OwnedFd>,
     pub(crate) slave: Option<OwnedFd>,
@@ -238,6 +239,7 @@ impl fmt::Display for Step {
             Step::Hostname(name) => write!(f, "set the host name {:?}", text(name)),
             Step::Domainname(name) => write!(f, "set the domain name {:?}", text(name)),
             Step::PrivateMounts(_) => f.write_str("part the mounts from the runtime's"),
+            Step::TakeSources => f.write_str("take what is to be mounted from the runtime"),
             Step::OpenRoot { path, .. } => write!(f, "open the root file system {}", text(path)),
             Step::TakeRoot => f.write_str("open the container's root"),
             Step::ChangeRoot(_) => f.write_str("change to the container's root"),
@@ -317,12 +319,43 @@ impl Step {
         }
     }
 
+    /// Where its source goes that is found in the runtime's view of the file systems, if it has one.
+    pub(crate) fn source(&mut self) -> Option<&mut Option<OwnedFd>> {
+        match self {
+            Step::OpenRoot { entry: Entry::Chroot, .. } => None,
+            Step::OpenRoot { tree, .. } => Some(tree),
+            Step::Mount(mount) => match mount.source {
+                Source::Bind { inside: None, .. } => Some(&mut mount.tree),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// What a step brings for those after it.
+    pub(crate) fn furnish(&self, socket: BorrowedFd<'_>, later: &mut [Step]) -> Result<(), Errno> {
+        if !matches!(self, Step::TakeSources) {
+            return Ok(());
+        }
+        let mut wanting = later.iter_mut().filter_map(Step::source);
+        let mut next = wanting.next();
+        while next.is_some() {
+            channel::for_each_handed_over(socket, |fd| {
+                *next.take().ok_or(Errno::BADF)? = Some(fd);
+                next = wanting.next();
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Runs the step. Async-signal-safe: what it drops is a descriptor, never memory.
     pub(crate) fn run(&mut self, walk: &mut Walk<'_>) -> Result<(), Errno> {
         match self {
             Step::Hide => nacre_sys::process::hide().map_err(errno),
             Step::EnterCgroup => task::enter_cgroup(walk),
             Step::NewNamespaces(kinds) => nacre_sys::clone::unshare(*kinds).map_err(errno),
+            Step::TakeSources => channel::send(walk.socket, Message::Sync(Point::Sources), None),
             Step::Sync(point) => channel::sync(walk.socket, *point),
             Step::JoinNamespace { fd, kind, .. } => {
                 rustix::thread::move_into_link_name_space(taken(fd)?.as_fd(), Some(*kind))

@@ -447,3 +447,115 @@ fn what_it_is_and_can_do_is_printed() {
     fs::write(jail.path("config.json"), json.to_string()).unwrap();
     assert_eq!(jail.ok(&["run", &jail.id]), "hello\n");
 }
+
+#[test]
+fn a_run_that_ends_late_leaves_another_of_its_name_alone() {
+    let Some(jail) = Jail::new("late", |_| {}, "echo ready; sleep 1000") else { return };
+    let mut late = jail.command(&["run", &jail.id]);
+    let mut late = late.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = Pid::from_child(&late);
+    late.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    jail.ok(&["update", "--pids-limit", "100", &jail.id]); // waits until its maker has let it go
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    jail.ok(&["delete", "--force", &jail.id]);
+    let mut other = jail.command(&["run", "--detach", &jail.id]);
+    assert!(other.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    assert_eq!(late.wait().unwrap().code(), Some(137));
+    assert_eq!(jail.status(), "running");
+    jail.ok(&["delete", "--force", &jail.id]);
+}
+
+#[test]
+fn a_name_that_was_taken_and_no_more_does_not_cost_another_container_its_processes() {
+    let edit = |spec: &mut Value| spec["linux"]["cgroupsPath"] = "/nacre-test/shared".into();
+    let Some(jail) = Jail::new("taken", edit, "sleep 1000") else { return };
+    jail.create();
+    jail.ok(&["start", &jail.id]);
+    // As a maker leaves it that is killed at once.
+    let whole = fs::read_to_string(jail.path("state").join(&jail.id)).unwrap();
+    fs::write(jail.path("state/other"), whole.lines().next().unwrap()).unwrap();
+    jail.ok(&["delete", "--force", "other"]);
+    assert_eq!(jail.status(), "running");
+    jail.ok(&["delete", "--force", &jail.id]);
+}
+
+#[test]
+fn a_container_of_another_version_is_removed_whole() {
+    let Some(jail) = Jail::new("version", |_| {}, "sleep 1000") else { return };
+    jail.create();
+    jail.ok(&["start", &jail.id]);
+    let pid = jail.state()["pid"].as_i64().unwrap() as i32;
+    let file = jail.path("state").join(&jail.id);
+    let whole = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{}\n{{\"Unheard\":1}}\n", whole.lines().next().unwrap())).unwrap();
+    assert!(jail.complaint(&["start", &jail.id]).contains("delete --force"));
+    jail.ok(&["delete", "--force", &jail.id]);
+    assert_eq!(jail.wait(pid), 137);
+    assert!(!file.exists());
+}
+
+#[test]
+fn an_exec_that_cannot_be_told_of_ends() {
+    let Some(jail) = Jail::new("untold", |_| {}, "sleep 1000") else { return };
+    jail.create();
+    jail.ok(&["start", &jail.id]);
+    let before = jail.ok(&["ps", "--format", "json", &jail.id]);
+    let output = jail.call(&["exec", "--detach", "--pid-file", "/nonexistent/pid", &jail.id, "sleep", "1000"]);
+    assert_eq!(output.status.code(), Some(255));
+    assert_eq!(jail.ok(&["ps", "--format", "json", &jail.id]), before);
+    jail.ok(&["delete", "--force", &jail.id]);
+}
+
+#[test]
+fn a_paused_container_can_be_killed() {
+    let Some(jail) = Jail::new("frozen", |_| {}, "sleep 1000") else { return };
+    jail.create();
+    jail.ok(&["start", &jail.id]);
+    let pid = jail.state()["pid"].as_i64().unwrap() as i32;
+    jail.ok(&["pause", &jail.id]);
+    jail.ok(&["kill", &jail.id, "KILL"]);
+    assert_eq!(jail.wait(pid), 137);
+    jail.ok(&["delete", &jail.id]);
+}
+
+#[test]
+fn a_long_name_and_a_long_command_line_are_taken() {
+    let edit = |spec: &mut Value| spec["process"]["args"] = json!(["sh", "-c", "sleep 1000; true", "x".repeat(70_000)]);
+    let Some(mut jail) = Jail::new("long", edit, "") else { return };
+    jail.id = format!("{}{}", jail.id, "x".repeat(200));
+    jail.create();
+    jail.ok(&["start", &jail.id]);
+    assert!(jail.ok(&["ps", &jail.id]).contains("xxxxx"));
+    jail.ok(&["delete", "--force", &jail.id]);
+    assert_eq!(fs::read_dir(jail.path("state")).unwrap().count(), 0);
+}
+
+#[test]
+fn hooks_hear_of_the_end_of_a_container_that_could_not_be_told_of() {
+    let Some(jail) = Jail::new("unheard", |_| {}, "sleep 1000") else { return };
+    let mut json = spec("sleep 1000");
+    let log = jail.path("log");
+    json["hooks"] = json!({ "poststop": [{ "path": "/usr/bin/touch", "args": ["touch", log] }] });
+    fs::write(jail.path("config.json"), json.to_string()).unwrap();
+    jail.complaint(&["create", "--pid-file", "/nonexistent/pid", &jail.id]);
+    assert!(log.exists());
+    assert_eq!(fs::read_dir(jail.path("state")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_maker_that_is_killed_leaves_no_mount_that_cannot_be_removed() {
+    let edit = |spec: &mut Value| {
+        common::drop_namespace(spec, "mount");
+        let kill = json!({ "path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID"] });
+        spec["hooks"] = json!({ "createRuntime": [kill] });
+    };
+    let Some(jail) = Jail::new("murdered", edit, "sleep 1000") else { return };
+    let status = jail.command(&["create", &jail.id]).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    let rootfs = jail.path("rootfs").display().to_string();
+    let mounted = || fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&rootfs);
+    assert!(mounted());
+    jail.ok(&["delete", "--force", &jail.id]);
+    assert!(!mounted());
+}

@@ -161,3 +161,26 @@ fn hooks_that_cannot_be_are_refused() {
         assert_eq!(Plan::new("c", &spec, Path::new("/b")).unwrap_err().to_string(), expected);
     }
 }
+
+#[test]
+fn a_hook_in_a_user_namespace_is_its_root() {
+    let Some(bundle) = bundle() else { return };
+    let mut spec = spec("true");
+    common::set_namespace(&mut spec, json!({ "type": "user" }));
+    spec["linux"]["uidMappings"] = common::mapping(200_000);
+    spec["linux"]["gidMappings"] = common::mapping(200_000);
+    for path in ["", "rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(200_000), Some(200_000)).unwrap();
+    }
+    spec["hooks"] = json!({ "createContainer": [hook(&bundle, "user", "$(id -u)")] });
+    create(&bundle, "mapped", &spec).unwrap().delete().unwrap();
+    assert_eq!(log(&bundle), "user \"status\":\"creating\" red 0\n");
+}
+
+#[test]
+fn a_hook_may_have_all_the_time_there_is() {
+    let Some(bundle) = bundle() else { return };
+    let mut spec = spec("true");
+    spec["hooks"] = json!({ "prestart": [{ "path": "/bin/true", "timeout": i64::MAX }] });
+    create(&bundle, "patient", &spec).unwrap().delete().unwrap();
+}

@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use common::{Bundle, add_mount, bundle, cgroup_v2, mapping, output, run, set_namespace, spec};
 use nacre_jail::{Container, Io, Plan};
 use oci_spec::runtime::Spec;
+use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
 /// A directory of the bundle with a file in it.
@@ -50,7 +51,7 @@ fn recursive_attributes_reach_what_is_mounted_below() {
     let source = directory(&bundle, "source");
     let below = source.join("below");
     fs::create_dir(&below).unwrap();
-    let _mounted = Mounted::tmpfs(&below);
+    let _mounted = common::Mounted::tmpfs(&below, MountFlags::empty(), c"");
     for (option, expected) in [("ro", "d refused\nbelow written\n"), ("rro", "d refused\nbelow refused\n")] {
         let mut spec = spec(
             "(touch /d/x) 2>/dev/null && echo d written || echo d refused; (touch /d/below/x) 2>/dev/null && echo below written || echo below refused",
@@ -60,27 +61,11 @@ fn recursive_attributes_reach_what_is_mounted_below() {
     }
 }
 
-/// A mount of the host's that goes with the test.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    fn tmpfs(at: &std::path::Path) -> Mounted {
-        rustix::mount::mount("tmpfs", at, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
-        Mounted(at.into())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn a_shared_bind_hands_mounts_on_and_a_private_one_does_not() {
     let Some(bundle) = bundle() else { return };
     let source = directory(&bundle, "source");
-    let _mounted = Mounted::tmpfs(&source);
+    let _mounted = common::Mounted::tmpfs(&source, MountFlags::empty(), c"");
     rustix::mount::mount_change(&source, rustix::mount::MountPropagationFlags::SHARED).unwrap();
     fs::create_dir(source.join("in")).unwrap();
     let seen = || fs::read_to_string("/proc/self/mountinfo").unwrap().contains("/source/in ");
@@ -132,7 +117,7 @@ fn the_roots_propagation_is_as_asked() {
 fn an_id_mapped_mount_shows_its_owners_through_other_ids() {
     let Some(bundle) = bundle() else { return };
     let source = directory(&bundle, "source");
-    let _mounted = Mounted::tmpfs(&source); // a file system that can map ids, whatever the bundle's is
+    let _mounted = common::Mounted::tmpfs(&source, MountFlags::empty(), c""); // a file system that can map ids, whatever the bundle's is
     fs::write(source.join("file"), "").unwrap();
     let mut with_maps = spec("stat -c %u:%g /d/file; touch /d/new");
     add_mount(
@@ -371,4 +356,21 @@ fn a_mount_that_cannot_be_is_named_with_its_options() {
         let error = run(&bundle, "wrong", &spec).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[test]
+fn a_copy_takes_no_more_memory_than_the_container_may_and_holes_take_none() {
+    let Some(bundle) = bundle() else { return };
+    let covered = bundle.0.path().join("rootfs/data");
+    fs::create_dir_all(&covered).unwrap();
+    let sparse = fs::File::create(covered.join("sparse")).unwrap();
+    sparse.set_len(1 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", (1 << 30) - 3).unwrap();
+    let mut spec = spec("busybox du -k /data/sparse | busybox cut -f1; busybox tail -c 3 /data/sparse");
+    add_mount(&mut spec, json!({ "destination": "/data", "type": "tmpfs", "options": ["tmpcopyup"] }));
+    spec["linux"]["resources"]["memory"] = json!({ "limit": 32 << 20 });
+    assert_eq!(run(&bundle, "sparse", &spec).unwrap().0, "4\nend");
+    fs::write(covered.join("big"), vec![1; 33 << 20]).unwrap();
+    let error = run(&bundle, "much", &spec).unwrap_err().to_string();
+    assert!(error.contains("mount tmpfs on /data") && error.contains("ENOSPC"), "{error}");
 }

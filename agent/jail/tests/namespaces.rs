@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use common::{add_mount, bundle, drain, drop_namespace, mapping, output, pipes, run, set_namespace, spec};
 use nacre_jail::{Container, ExitStatus, Plan};
 use oci_spec::runtime::Spec;
+use rustix::mount::MountFlags;
 use serde_json::{Value, json};
 
 const FIRST: u32 = 200_000;
@@ -283,4 +284,33 @@ fn a_namespace_path_that_is_none_is_named() {
     set_namespace(&mut json, json!({ "type": "network", "path": format!("/proc/{pid}/ns/uts") }));
     let error = run(&bundle, "wrong-kind", &json).unwrap_err().to_string();
     assert!(error.starts_with("join the net namespace /proc/") && error.contains("EINVAL"), "{error}");
+}
+
+#[test]
+fn what_the_host_has_mounted_is_locked_in_a_user_namespace() {
+    let Some(bundle) = bundle() else { return };
+    for path in ["rootfs", "rootfs/bin"] {
+        std::os::unix::fs::chown(bundle.0.path().join(path), Some(FIRST), Some(FIRST)).unwrap();
+    }
+    let (sealed, covered) = (bundle.0.path().join("sealed"), bundle.0.path().join("covered"));
+    fs::create_dir_all(covered.join("below")).unwrap();
+    fs::write(covered.join("below/hidden"), "").unwrap();
+    fs::create_dir(&sealed).unwrap();
+    let _mounts = [
+        common::Mounted::tmpfs(&sealed, MountFlags::RDONLY, c"mode=777"),
+        common::Mounted::tmpfs(&covered.join("below"), MountFlags::empty(), c"mode=755"),
+    ];
+    let mut spec = spec(
+        "busybox mount -o remount,bind,rw /sealed; touch /sealed/written; busybox umount /covered/below; ls /covered/below",
+    );
+    in_user_namespace(&mut spec);
+    for set in ["bounding", "effective", "permitted", "inheritable"] {
+        spec["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+    }
+    for (to, source) in [("/sealed", &sealed), ("/covered", &covered)] {
+        add_mount(&mut spec, json!({ "destination": to, "type": "bind", "source": source, "options": ["rbind"] }));
+    }
+    let (text, _) = run(&bundle, "locked", &spec).unwrap();
+    assert!(!text.contains("hidden"), "{text}");
+    assert_eq!(fs::read_dir(&sealed).unwrap().count(), 0, "{text}");
 }

@@ -409,6 +409,13 @@ impl Cgroup {
         let _ = self.freeze(false); // cgroup v1: a frozen process dies only once thawed; there may be no freezer
     }
 
+    /// Removes its directories that nothing is in: they may be somebody else's.
+    pub(crate) fn remove_if_empty(&self) {
+        for directory in self.directories() {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+
     /// Removes it and what is below it. What is in it is killed.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         let end = Instant::now() + WITHIN;

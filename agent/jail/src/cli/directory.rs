@@ -1,6 +1,7 @@
 //! Where containers are remembered: the file `ROOT/ID`, and its start gate, the socket `ROOT/.ID`, while the container waits there. To make the file
-//! is to take the name. It holds two JSON values: what is known before there is a container, its specification as it was read among it,
-//! and the container's record, appended when it has been made. Whoever works on a container has the file locked, its maker first of all.
+//! is to take the name. It holds JSON values: what is known before there is a container, its specification as it was read among it; then a
+//! note for each thing that is made for it; the last, when it is whole, has its record. Whoever works on a container has the file locked, its
+//! maker first of all.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -8,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use nacre_jail::{Container, Record};
+use nacre_jail::{Container, Note, Record};
 use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
@@ -46,6 +47,10 @@ pub struct Remembered {
     pub spec: Spec,
     /// None of a container that was never made whole.
     pub record: Option<Record>,
+    /// What has been made.
+    pub notes: Vec<Note>,
+    /// Why the rest can't be read, if it can't be: another version of the engine wrote it.
+    pub broken: Option<String>,
 }
 
 /// One container's place.
@@ -91,7 +96,7 @@ impl Root {
             spec: serde_json::from_slice(spec).context("remember the specification")?,
         };
         let lock = Lock(file);
-        lock.append(&intent).with_context(act).inspect_err(|_| drop(entry.remove()))?;
+        lock.begin(&intent).with_context(act).inspect_err(|_| drop(entry.remove()))?;
         Ok((entry, lock))
     }
 
@@ -125,15 +130,38 @@ impl Root {
 }
 
 impl Lock {
-    /// Remembers the container; from now on it is known.
-    pub fn save(&self, record: &Record) -> Result<()> {
-        self.append(record).context("remember the container")
-    }
-
-    fn append(&self, value: &impl Serialize) -> Result<()> {
-        let mut bytes = serde_json::to_vec(value)?;
+    fn begin(&self, intent: &Intent<'_>) -> Result<()> {
+        let mut bytes = serde_json::to_vec(intent)?;
         bytes.push(b'\n');
         Ok((&self.0).write_all(&bytes)?)
+    }
+
+    /// Where the engine notes what it makes.
+    pub fn journal(&self) -> Result<File> {
+        self.0.try_clone().context("remember the container")
+    }
+
+    /// Remembers the container; from now on it is known.
+    pub fn save(&self, record: Record) -> Result<()> {
+        Note::Whole(Box::new(record)).write(&self.0).context("remember the container")?;
+        let length = self.0.metadata().context("remember the container")?.len();
+        if length > MAX_REMEMBERED {
+            bail!(
+                "remember the container: {length} bytes are more than {MAX_REMEMBERED}: make its specification smaller"
+            );
+        }
+        Ok(())
+    }
+
+    /// Lets others work on the container.
+    pub fn release(&self) -> Result<()> {
+        flock(&self.0, FlockOperation::Unlock).context("unlock the container")
+    }
+
+    /// Waits until nobody else works on the container; false if it is gone.
+    pub fn take_again(&self) -> Result<bool> {
+        flock(&self.0, FlockOperation::LockExclusive).context("lock the container")?;
+        Ok(self.0.metadata().context("lock the container")?.nlink() > 0)
     }
 }
 
@@ -142,26 +170,36 @@ impl Entry {
         &self.id
     }
 
-    /// Where the start gate is.
+    /// Where the start gate is. The name of a socket is shorter than an ID may be (unix(7)): of a long one it is a hash (FNV-1a).
     pub fn gate(&self) -> PathBuf {
-        self.path.with_file_name(format!(".{}", self.id))
+        const LONG: usize = 64;
+        if self.id.len() <= LONG {
+            return self.path.with_file_name(format!(".{}", self.id));
+        }
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let hash = self.id.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+        self.path.with_file_name(format!("..{hash:016x}"))
     }
 
     /// Waits until nobody else works on the container.
     pub fn lock(&self) -> Result<Lock> {
         let act = || format!("lock {}", self.path.display());
-        let file = File::open(&self.path).with_context(act)?;
-        flock(&file, FlockOperation::LockExclusive).with_context(act)?;
-        if file.metadata().with_context(act)?.nlink() == 0 {
+        let lock = Lock(File::open(&self.path).with_context(act)?);
+        if !lock.take_again()? {
             bail!("container does not exist: {}", self.id);
         }
-        Ok(Lock(file))
+        Ok(lock)
     }
 
     /// Whether somebody makes or changes it just now.
     pub fn is_locked(&self) -> bool {
         let locked = |file: File| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
         File::open(&self.path).is_ok_and(locked)
+    }
+
+    /// Whether its maker got as far as to make anything: before that it has written a whole line.
+    pub fn is_begun(&self) -> Result<bool> {
+        Ok(read(&self.path, MAX_REMEMBERED)?.contains(&b'\n'))
     }
 
     /// What is remembered.
@@ -171,13 +209,20 @@ impl Entry {
         let mut values = serde_json::Deserializer::from_slice(&bytes);
         let intent = Intent::deserialize(&mut values).with_context(act)?;
         let spec = nacre_jail::read_spec(intent.spec.get().as_bytes()).with_context(act)?.value;
-        let record = match Record::deserialize(&mut values) {
-            // Its maker was killed before it had written all of it.
-            Err(error) if error.is_eof() => None,
-            record => Some(record.with_context(act)?),
-        };
         let Intent { bundle, created, owner, .. } = intent;
-        Ok(Remembered { bundle, created, owner, spec, record })
+        let mut remembered = Remembered { bundle, created, owner, spec, record: None, notes: Vec::new(), broken: None };
+        loop {
+            match Note::deserialize(&mut values) {
+                Ok(Note::Whole(record)) => remembered.record = Some(*record),
+                Ok(note) => remembered.notes.push(note),
+                // Or its maker was killed before it had written all of it.
+                Err(error) if error.is_eof() => return Ok(remembered),
+                Err(error) => {
+                    remembered.broken = Some(format!("{}: {error}", act()));
+                    return Ok(remembered);
+                }
+            }
+        }
     }
 
     /// The container itself.
@@ -189,6 +234,9 @@ impl Entry {
     /// The container, as it is remembered.
     pub fn container(&self, remembered: &mut Remembered) -> Result<Container> {
         let record = remembered.record.take().with_context(|| {
+            if let Some(broken) = &remembered.broken {
+                return format!("{broken}; `nacre-jail delete --force {}` removes what there is", self.id);
+            }
             format!("container {} was never made whole; `nacre-jail delete --force {}` removes it", self.id, self.id)
         })?;
         Ok(Container::open(&self.id, record, &remembered.spec, &remembered.bundle)?)

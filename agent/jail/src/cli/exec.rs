@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
-use nacre_jail::Status;
+use nacre_jail::{Process, Status};
 
 use super::args::Exec;
 use super::console::{self, Terminal};
@@ -29,23 +29,35 @@ pub fn exec(root: &Root, args: &Exec) -> Result<u8> {
         container.warnings(&process).iter().for_each(|warning| log::warn(warning));
         let listening = if args.detach { None } else { Some(Signals::listen()?) };
         let process = container.exec(&process, terminal.io(), args.preserve_fds)?;
-        if let Terminal::Socket(socket) = terminal {
-            let master = process.take_terminal().context("the process has no terminal")?;
-            console::send(socket, "/dev/ptmx", master.as_fd())?;
+        let code = tell(args, &process, terminal).and_then(|()| match listening {
+            None => Ok(0),
+            Some(signals) => foreground::wait(&process, process.take_terminal(), signals),
+        });
+        match code {
+            Ok(_) => process.leave(),
+            // Nobody would know of it.
+            Err(_) => {
+                let _ = process.signal(lifecycle::KILL);
+                let _ = process.wait();
+            }
         }
-        if let Some(socket) = &args.pidfd_socket {
-            console::send(socket, "pidfd", process.pidfd())?;
-        }
-        if let Some(path) = &args.pid_file {
-            lifecycle::write_pid(path, process.pid())?;
-        }
-        let Some(signals) = listening else {
-            process.leave();
-            return Ok(0);
-        };
-        let master = process.take_terminal();
-        foreground::wait(&process, master, signals)
+        code
     });
     container.leave();
     result
+}
+
+/// Tells whoever wants to know of the process.
+fn tell(args: &Exec, process: &Process, terminal: Terminal) -> Result<()> {
+    if let Terminal::Socket(socket) = terminal {
+        let master = process.take_terminal().context("the process has no terminal")?;
+        console::send(socket, "/dev/ptmx", master.as_fd())?;
+    }
+    if let Some(socket) = &args.pidfd_socket {
+        console::send(socket, "pidfd", process.pidfd())?;
+    }
+    if let Some(path) = &args.pid_file {
+        lifecycle::write_pid(path, process.pid())?;
+    }
+    Ok(())
 }

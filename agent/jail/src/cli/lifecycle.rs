@@ -4,17 +4,17 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nacre_jail::{Container, Error, Plan, Status};
+use nacre_jail::{Container, Error, Note, Plan, Status};
 use oci_spec::runtime::Spec;
 
 use super::args::{Create, Kill, Run};
 use super::console::{self, Terminal};
-use super::directory::{self, Entry, Root};
+use super::directory::{self, Entry, Lock, Root};
 use super::signals::{self, Signals};
 use super::{foreground, log};
 
 /// SIGKILL.
-const KILL: i32 = 9;
+pub const KILL: i32 = 9;
 
 /// How the start gate of a new container is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn create(root: &Root, args: &Create) -> Result<()> {
 }
 
 /// Makes a container and remembers it.
-fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Container, Entry)> {
+fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Container, Entry, Lock)> {
     let bundle = args.bundle.canonicalize().with_context(|| format!("open the bundle {}", args.bundle.display()))?;
     let (mut spec, bytes) = directory::read_spec(&bundle.join("config.json"))?;
     let process = spec.process().as_ref().context("process: is missing")?;
@@ -58,12 +58,29 @@ fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Conta
         plan = plan.no_pivot();
     }
     let (entry, lock) = root.take(&args.id, &bundle, &bytes)?;
+    plan = plan.journal(lock.journal()?);
     let mut making = Making { entry: &entry, kept: false };
     let io = terminal.io();
     let container = match start {
         Start::Later => Container::create(plan.gate(&entry.gate()), io)?,
         Start::Now => Container::run(plan, io)?,
     };
+    let told = tell(args, &container, terminal).and_then(|()| lock.save(container.record()?));
+    // The PID file comes last: who sees it may ask for the container.
+    let told =
+        told.and_then(|()| args.pid_file.as_deref().map_or(Ok(()), |path| write_pid(path, container.init().pid())));
+    if let Err(error) = told {
+        // Its hooks are told of its end, too. What can't be removed can be tried again.
+        making.kept = matches!(container.delete(), Err(error) if !matches!(error, Error::Hook { .. }));
+        return Err(error);
+    }
+    making.kept = true;
+    drop(making);
+    Ok((container, entry, lock))
+}
+
+/// Hands on what was asked for.
+fn tell(args: &Create, container: &Container, terminal: Terminal) -> Result<()> {
     if let Terminal::Socket(socket) = terminal {
         let master = container.init().take_terminal().context("the process has no terminal")?;
         console::send(socket, "/dev/ptmx", master.as_fd())?;
@@ -71,13 +88,7 @@ fn make(root: &Root, args: &Create, start: Start, detach: bool) -> Result<(Conta
     if let Some(socket) = &args.pidfd_socket {
         console::send(socket, "pidfd", container.init().pidfd())?;
     }
-    lock.save(&container.record()?)?;
-    if let Some(path) = &args.pid_file {
-        write_pid(path, container.init().pid())?;
-    }
-    making.kept = true;
-    drop(making);
-    Ok((container, entry))
+    Ok(())
 }
 
 /// How many of the caller's descriptors go to the container: those asked for, and those of a service manager (sd_listen_fds(3)), whose
@@ -128,14 +139,16 @@ pub fn start(root: &Root, id: &str) -> Result<()> {
 
 pub fn run(root: &Root, args: &Run) -> Result<u8> {
     let listening = if args.detach { None } else { Some(Signals::listen()?) };
-    let (container, entry) = make(root, &args.create, Start::Now, args.detach)?;
+    let (container, entry, lock) = make(root, &args.create, Start::Now, args.detach)?;
     let Some(signals) = listening else {
         container.leave();
         return Ok(0);
     };
+    lock.release()?;
     let master = container.init().take_terminal();
     let code = foreground::wait(container.init(), master, signals);
-    if args.keep {
+    // Somebody else may have deleted it meanwhile, and another may have its name.
+    if args.keep || !lock.take_again()? {
         container.leave();
     } else {
         delete_made(container, &entry)?;
@@ -143,10 +156,10 @@ pub fn run(root: &Root, args: &Run) -> Result<u8> {
     code
 }
 
+/// What can't be removed is still known, so that it can be tried again.
 fn delete_made(container: Container, entry: &Entry) -> Result<()> {
-    let deleted = warn_of_hooks(container.delete());
-    entry.remove()?;
-    deleted
+    warn_of_hooks(container.delete())?;
+    entry.remove()
 }
 
 /// A container is gone whatever its last hooks did.
@@ -165,7 +178,10 @@ pub fn kill(root: &Root, args: &Kill) -> Result<()> {
     let (container, ..) = root.find(&args.id)?.open()?;
     // What would survive its first process is killed with it.
     let kills_all = signal == KILL && !container.ends_with_its_first_process();
-    let result = match container.status()? {
+    let status = container.status()?;
+    // On cgroup v1 a frozen process does not end; to kill all thaws them.
+    let kills_all = kills_all || signal == KILL && status == Status::Paused;
+    let result = match status {
         _ if args.all || kills_all => container.signal_all(signal).map_err(Into::into),
         Status::Stopped => Err(anyhow::anyhow!("container not running")),
         _ => container.init().signal(signal).map_err(Into::into),
@@ -207,17 +223,24 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         Err(_) if force && root.find(id).is_err() => return Ok(()), // somebody else was faster
         lock => lock?,
     };
-    let remembered = entry.load();
-    if !remembered.as_ref().is_ok_and(|remembered| remembered.record.is_some()) {
+    if !entry.is_begun()? {
         if !force {
-            bail!("container {id} was never made whole; --force removes what there is of it");
-        }
-        if let Ok(remembered) = remembered {
-            Container::remove_remains(id, &remembered.spec)?;
+            bail!("container {id} was never made; --force removes its name");
         }
         return entry.remove();
     }
-    let (container, _) = entry.open()?;
+    let mut remembered = entry.load()?;
+    if remembered.record.is_none() || remembered.broken.is_some() {
+        if !force {
+            bail!("container {id} was never made whole, or by another version; --force removes what there is of it");
+        }
+        if remembered.broken.is_some() {
+            remembered.notes.push(Note::Cgroup); // or there would be nothing to read
+        }
+        Container::remove_remains(id, &remembered.spec, &remembered.notes)?;
+        return entry.remove();
+    }
+    let container = entry.container(&mut remembered)?;
     let status = container.status()?;
     if status != Status::Stopped && !force {
         container.leave();

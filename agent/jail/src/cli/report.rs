@@ -41,7 +41,10 @@ struct State {
 }
 
 fn state_of(entry: &Entry) -> Result<State> {
-    let Remembered { bundle, created, owner, spec, record } = entry.load()?;
+    let Remembered { bundle, created, owner, spec, record, broken, .. } = entry.load()?;
+    if let Some(broken) = broken {
+        bail!("{broken}");
+    }
     let (status, pid) = match record {
         None if entry.is_locked() => ("creating".into(), 0),
         None => (Status::Stopped.to_string(), 0),
@@ -81,6 +84,9 @@ pub fn list(root: &Root, args: &List) -> Result<()> {
     print_columns(&rows)
 }
 
+/// The widest column.
+const MAX_WIDTH: usize = 256;
+
 fn print_columns<const N: usize>(rows: &[[String; N]]) -> Result<()> {
     let mut widths = [0; N];
     for row in rows {
@@ -88,9 +94,10 @@ fn print_columns<const N: usize>(rows: &[[String; N]]) -> Result<()> {
             *width = cell.len().max(*width);
         }
     }
+    // A container chooses how long its commands are; a column is padded up to a bound.
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        print(cells.join("   ").trim_end())?;
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:0$}", width.min(MAX_WIDTH)));
+        print(cells.collect::<Vec<_>>().join("   ").trim_end())?;
     }
     Ok(())
 }

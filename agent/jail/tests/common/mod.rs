@@ -144,3 +144,19 @@ pub fn processes_of(name: &str) -> Option<String> {
     let base = if cgroup_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
     fs::read_to_string(format!("{base}/nacre-test/{name}/cgroup.procs")).ok()
 }
+
+/// A mount of the host's that goes with the test.
+pub struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    pub fn tmpfs(at: &Path, flags: rustix::mount::MountFlags, data: &std::ffi::CStr) -> Mounted {
+        rustix::mount::mount("tmpfs", at, "tmpfs", flags, data).unwrap();
+        Mounted(at.into())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
