@@ -3,7 +3,8 @@
 //! A pull runs in a process of its own ([`worker`]), started by [`client::pull`]: it parses what a registry sends, and
 //! whoever breaks it has broken nothing else. Each layer streams from the registry through digest, decompression and
 //! DiffID into its directory, which appears in the store by a rename and only when both digests are right. [`merge`]
-//! applies an image's configuration to a process.
+//! applies an image's configuration to a process. [`policy`] says which images may be used, and whose signatures they
+//! need for that.
 
 pub mod client;
 pub mod worker;
@@ -20,6 +21,8 @@ mod unpack;
 mod store;
 
 pub mod merge;
+
+pub mod policy;
 
 mod error;
 

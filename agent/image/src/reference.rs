@@ -3,10 +3,10 @@
 use crate::error::{Error, Kind, Result};
 
 /// The longest reference.
-const MAX_LENGTH: usize = 1024;
+pub(crate) const MAX_LENGTH: usize = 1024;
 
 /// What a reference without a registry means.
-const DEFAULT_REGISTRY: &str = "docker.io";
+pub(crate) const DEFAULT_REGISTRY: &str = "docker.io";
 
 /// The bytes of a SHA-256 digest.
 pub(crate) type Sha256 = [u8; 32];
@@ -28,9 +28,14 @@ pub(crate) fn check(reference: &str) -> Result<()> {
 /// The registry: what stands before the first slash, if it looks like a host.
 pub(crate) fn registry(reference: &str) -> &str {
     match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        Some((host, _)) if is_host(host) => host,
         _ => DEFAULT_REGISTRY,
     }
+}
+
+/// Whether the first part of a reference is a host, and not the start of a path on the default registry.
+pub(crate) fn is_host(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
 }
 
 /// What to open. A digest says all, and skopeo refuses a tag beside it, so the tag goes.

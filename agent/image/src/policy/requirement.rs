@@ -1,0 +1,180 @@
+//! What a policy demands of an image, read from `policy.json` field by field.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::identity::Identity;
+use super::json::{Fields, Result, Value, quoted};
+use super::key::Key;
+
+/// One demand.
+#[derive(Debug)]
+pub(super) enum Requirement {
+    /// Nothing.
+    AcceptAnything,
+    /// No image is good enough.
+    Reject,
+    /// A signature by one of the keys, for the image.
+    SigstoreSigned { keys: Vec<Key>, identity: Identity },
+    /// A demand that is well formed and can't be judged here. No image meets it.
+    Unsupported(String),
+}
+
+/// Reads key files.
+pub(super) type ReadKey<'a> = &'a dyn Fn(&str) -> std::io::Result<Vec<u8>>;
+
+/// Where keys or certificates come from.
+enum Source {
+    Path(String),
+    Data(Vec<u8>),
+}
+
+impl Requirement {
+    /// Reads a list of demands; an empty one would demand nothing without saying so.
+    pub(super) fn parse_list(value: Value, what: &str, read: ReadKey<'_>) -> Result<Vec<Requirement>> {
+        let list = value.list(what)?;
+        if list.is_empty() {
+            return Err(format!("{what} is an empty list: say insecureAcceptAnything or reject"));
+        }
+        let parse = |(index, value)| Requirement::parse(value, &format!("{what}[{index}]"), read);
+        list.into_iter().enumerate().map(parse).collect()
+    }
+
+    fn parse(value: Value, what: &str, read: ReadKey<'_>) -> Result<Requirement> {
+        let mut fields = value.object(what)?;
+        let requirement = match fields.text("type")?.as_str() {
+            "insecureAcceptAnything" => Requirement::AcceptAnything,
+            "reject" => Requirement::Reject,
+            "sigstoreSigned" => sigstore_signed(&mut fields, read)?,
+            "signedBy" => signed_by(&mut fields)?,
+            "signedBaseLayer" => {
+                let place = fields.place("baseLayerIdentity");
+                Identity::parse(fields.need("baseLayerIdentity")?, &place)?;
+                Requirement::Unsupported("signedBaseLayer is not supported".into())
+            }
+            other => return Err(format!("{what}: the type {} is not known", quoted(other))),
+        };
+        fields.done()?;
+        Ok(requirement)
+    }
+
+    /// Its type, as policies write it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Requirement::AcceptAnything => "insecureAcceptAnything",
+            Requirement::Reject => "reject",
+            Requirement::SigstoreSigned { .. } => "sigstoreSigned",
+            Requirement::Unsupported(_) => "unsupported",
+        }
+    }
+}
+
+fn sigstore_signed(fields: &mut Fields, read: ReadKey<'_>) -> Result<Requirement> {
+    let identity = signed_identity(fields)?;
+    let keys = sources(fields, "key", &["Path", "Paths", "Data", "Datas"])?;
+    let rekor = sources(fields, "rekorPublicKey", &["Path", "Paths", "Data", "Datas"])?;
+    let fulcio = fields.take("fulcio").map(|value| fulcio(value, &fields.place("fulcio"))).transpose()?;
+    let pki = fields.take("pki").map(|value| pki(value, &fields.place("pki"))).transpose()?;
+    let what = fields.what();
+    let unsupported = |name: &str| Ok(Requirement::Unsupported(format!("sigstoreSigned with {name} is not supported")));
+    match (keys, fulcio, pki) {
+        (Some(sources), None, None) => {
+            let keys = sources.into_iter().map(|source| key(source, what, read)).collect::<Result<Vec<_>>>()?;
+            match rekor {
+                Some(_) => unsupported("a Rekor key"),
+                None => Ok(Requirement::SigstoreSigned { keys, identity }),
+            }
+        }
+        (None, Some(()), None) if rekor.is_some() => unsupported("fulcio"),
+        (None, Some(()), None) => Err(format!("{what}: fulcio needs a Rekor key")),
+        (None, None, Some(())) if rekor.is_none() => unsupported("pki"),
+        (None, None, Some(())) => Err(format!("{what}: pki takes no Rekor key")),
+        (None, None, None) => Err(format!("{what} has neither keyPath, keyPaths, keyData, keyDatas, fulcio nor pki")),
+        _ => Err(format!("{what} has more than one of keys, fulcio and pki")),
+    }
+}
+
+/// Signatures by GPG: the fields are checked, but there is nothing here to verify them.
+fn signed_by(fields: &mut Fields) -> Result<Requirement> {
+    signed_identity(fields)?;
+    let kind = fields.text("keyType")?;
+    let what = fields.what().to_string();
+    if !matches!(kind.as_str(), "GPGKeys" | "signedByGPGKeys" | "X509Certificates" | "signedByX509CAs") {
+        return Err(format!("{what}: the keyType {} is not known", quoted(&kind)));
+    }
+    sources(fields, "key", &["Path", "Paths", "Data"])?.ok_or(format!("{what} has no key"))?;
+    Ok(Requirement::Unsupported("signedBy is not supported".into()))
+}
+
+fn signed_identity(fields: &mut Fields) -> Result<Identity> {
+    let place = fields.place("signedIdentity");
+    fields.take("signedIdentity").map_or(Ok(Identity::MatchRepoDigestOrExact), |value| Identity::parse(value, &place))
+}
+
+fn fulcio(value: Value, what: &str) -> Result<()> {
+    let mut fields = value.object(what)?;
+    sources(&mut fields, "ca", &["Path", "Data"])?.ok_or(format!("{what} has no CA"))?;
+    for name in ["oidcIssuer", "subjectEmail"] {
+        filled(fields.text(name)?, &fields.place(name))?;
+    }
+    fields.done()
+}
+
+fn pki(value: Value, what: &str) -> Result<()> {
+    let mut fields = value.object(what)?;
+    sources(&mut fields, "caRoots", &["Path", "Data"])?.ok_or(format!("{what} has no root CA"))?;
+    sources(&mut fields, "caIntermediates", &["Path", "Data"])?;
+    let mut subjects = 0;
+    for name in ["subjectEmail", "subjectHostname"] {
+        let place = fields.place(name);
+        if let Some(value) = fields.take(name) {
+            filled(value.text(&place)?, &place)?;
+            subjects += 1;
+        }
+    }
+    if subjects == 0 {
+        return Err(format!("{what} has neither subjectEmail nor subjectHostname"));
+    }
+    fields.done()
+}
+
+/// The one field of those whose names are the prefix and a suffix: a path or base64, or a list of them.
+fn sources(fields: &mut Fields, prefix: &str, suffixes: &[&str]) -> Result<Option<Vec<Source>>> {
+    let mut found = None;
+    for suffix in suffixes {
+        let name = format!("{prefix}{suffix}");
+        let place = fields.place(&name);
+        let Some(value) = fields.take(&name) else { continue };
+        if found.is_some() {
+            return Err(format!("{place} is one source of keys too many"));
+        }
+        let values = if suffix.ends_with('s') { value.list(&place)? } else { vec![value] };
+        if values.is_empty() {
+            return Err(format!("{place} is an empty list"));
+        }
+        let source = |value: Value| {
+            let text = filled(value.text(&place)?, &place)?;
+            match suffix.starts_with("Path") {
+                true => Ok(Source::Path(text)),
+                false => STANDARD.decode(text).map(Source::Data).map_err(|_| format!("{place} is not base64")),
+            }
+        };
+        found = Some(values.into_iter().map(source).collect::<Result<Vec<_>>>()?);
+    }
+    Ok(found)
+}
+
+fn key(source: Source, what: &str, read: ReadKey<'_>) -> Result<Key> {
+    let (name, pem) = match source {
+        Source::Path(path) => {
+            let pem = read(&path).map_err(|error| format!("{what}: read the key {}: {error}", quoted(&path)))?;
+            (format!("the key {}", quoted(&path)), pem)
+        }
+        Source::Data(pem) => ("its key data".to_string(), pem),
+    };
+    Key::from_pem(&pem).map_err(|why| format!("{what}: {name}: {why}"))
+}
+
+fn filled(text: String, place: &str) -> Result<String> {
+    if text.is_empty() { Err(format!("{place} is empty")) } else { Ok(text) }
+}
