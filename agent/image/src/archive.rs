@@ -4,11 +4,14 @@
 //! read into memory and must have a bound, and because PAX values may hold any byte (file capabilities do). Where
 //! readers of tar differ, this one does as Go's: that one has read most layers when they were made.
 
+mod sparse;
+
 use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
 use crate::error::{Error, Result};
+pub(crate) use sparse::Map;
 
 const BLOCK: usize = 512;
 
@@ -29,6 +32,8 @@ pub(crate) enum What {
     Directory,
     /// Its data comes next.
     File,
+    /// Its data comes next, the pieces that the map names.
+    Sparse(Map),
     Symlink(Vec<u8>),
     HardLink(Vec<u8>),
     Char(u32, u32),
@@ -68,6 +73,7 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<Mtime>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<sparse::Records>,
 }
 
 impl<R: Read> Archive<R> {
@@ -89,14 +95,24 @@ impl<R: Read> Archive<R> {
                 EntryType::GNULongLink => extensions.link = Some(until_nul(self.extension(size)?)),
                 _ => {
                     let size = extensions.size.unwrap_or(size);
-                    let entry = extensions.entry(&header)?;
-                    if entry.what == What::File {
-                        self.expect(size);
-                    }
-                    return Ok(Some(entry));
+                    return self.entry(&header, size, extensions).map(Some);
                 }
             }
         }
+    }
+
+    fn entry(&mut self, header: &Header, size: u64, mut extensions: Extensions) -> Result<Entry> {
+        let mut sparse = extensions.sparse.take();
+        extensions.path = sparse.as_mut().and_then(|records| records.name.take()).or(extensions.path);
+        let mut entry = extensions.entry(header)?;
+        if entry.what == What::File {
+            if let Some(map) = sparse::map(sparse, header, size, self)? {
+                entry.what = What::Sparse(map);
+            }
+        } else if sparse.is_some() {
+            return Err(Error::bad_image("an entry has a map of its holes, but is no file"));
+        }
+        Ok(entry)
     }
 
     fn header(&mut self) -> Result<Option<Header>> {
@@ -186,10 +202,11 @@ impl Extensions {
                 let time = timestamp(value).ok_or_else(|| Error::bad_image("a time in a PAX header is malformed"))?;
                 self.mtime = Some(time);
             }
-            key if key.starts_with(b"GNU.sparse.") => return Err(sparse()),
             key => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((name.to_vec(), value.to_vec()));
+                } else if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.get_or_insert_default().record(key, value)?;
                 }
             }
         }
@@ -212,14 +229,13 @@ impl Extensions {
         let what = match header.entry_type() {
             // Older writers mark directories by a slash alone.
             EntryType::Regular if path.ends_with(b"/") => What::Directory,
-            EntryType::Regular | EntryType::Continuous => What::File,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File,
             EntryType::Directory => What::Directory,
             EntryType::Symlink => What::Symlink(link()),
             EntryType::Link => What::HardLink(link()),
             EntryType::Char => device().map(|(major, minor)| What::Char(major, minor))?,
             EntryType::Block => device().map(|(major, minor)| What::Block(major, minor))?,
             EntryType::Fifo => What::Fifo,
-            EntryType::GNUSparse => return Err(sparse()),
             other => return Err(Error::bad_image(format!("entries of type {:#04x} are unknown", other.as_byte()))),
         };
         let mtime = header.mtime().ok().and_then(|seconds| i64::try_from(seconds).ok());
@@ -236,10 +252,6 @@ impl Extensions {
 
 fn reading(error: io::Error) -> Error {
     Error::reading("read the layer", error)
-}
-
-fn sparse() -> Error {
-    Error::bad_image("sparse files are not supported: make the image again without them")
 }
 
 /// A number of a header; one that is blank is 0.

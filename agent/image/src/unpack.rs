@@ -72,7 +72,8 @@ fn one(tree: &mut Tree, entry: &Entry, data: &mut impl Read) -> Result<()> {
     }
     match &entry.what {
         What::Directory => tree.directory(parent, name, &meta),
-        What::File => tree.file(parent, name, data, &meta),
+        What::File => tree.file(parent, name, None, data, &meta),
+        What::Sparse(map) => tree.file(parent, name, Some(map), data, &meta),
         What::Symlink(target) => tree.symlink(parent, name, target, &meta),
         What::HardLink(target) => {
             let target = self::names(target).map_err(|error| error.context("the hard link's target"))?;

@@ -1,6 +1,6 @@
 use super::*;
 
-fn block(kind: EntryType, path: &str, size: u64) -> Header {
+pub(super) fn block(kind: EntryType, path: &str, size: u64) -> Header {
     let mut header = Header::new_ustar();
     header.set_entry_type(kind);
     header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
@@ -13,13 +13,13 @@ fn block(kind: EntryType, path: &str, size: u64) -> Header {
     header
 }
 
-fn append(archive: &mut Vec<u8>, header: &Header, data: &[u8]) {
+pub(super) fn append(archive: &mut Vec<u8>, header: &Header, data: &[u8]) {
     archive.extend(header.as_bytes());
     archive.extend(data);
     archive.resize(archive.len().next_multiple_of(BLOCK), 0);
 }
 
-fn record(key: &str, value: &[u8]) -> Vec<u8> {
+pub(super) fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let length = (1..).map(|digits| rest + digits).find(|length| length.to_string().len() + rest == *length).unwrap();
     [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
@@ -101,8 +101,6 @@ fn a_broken_archive_is_refused() {
     sum[0] = b'b';
     let mut huge_extension = Vec::new();
     append(&mut huge_extension, &block(EntryType::GNULongName, "x", MAX_EXTENSION + 1), b"");
-    let mut sparse = Vec::new();
-    append(&mut sparse, &block(EntryType::GNUSparse, "x", 0), b"");
     let mut nobody = Vec::new();
     let pax = record("uid", b"4294967295");
     append(&mut nobody, &block(EntryType::XHeader, "x", pax.len() as u64), &pax);
@@ -112,7 +110,6 @@ fn a_broken_archive_is_refused() {
         ("cut header", whole.as_bytes()[..300].to_vec()),
         ("wrong checksum", sum),
         ("huge extension", huge_extension),
-        ("sparse", sparse),
         ("impossible user", nobody),
     ] {
         let mut archive = Archive::new(bytes.as_slice());

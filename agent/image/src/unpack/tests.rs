@@ -163,6 +163,36 @@ fn nothing_leaves_the_layer() {
 }
 
 #[test]
+fn a_file_with_holes_keeps_them() {
+    if !is_root() {
+        return;
+    }
+    let records = [
+        pax("GNU.sparse.name", b"disk"),
+        pax("GNU.sparse.size", b"1073741824"),
+        pax("GNU.sparse.map", b"0,3,1048576,3,536870912,3"),
+    ];
+    let (outer, result) = unpacked(&[
+        entry("pax", EntryType::XHeader, 0, "", &records.concat()),
+        file("GNUSparseFile.0/disk", "oneTWOtri"),
+        file("after", "x"),
+    ]);
+    result.unwrap();
+    let root = outer.path().join("layer");
+    let disk = fs::File::open(root.join("disk")).unwrap();
+    let meta = disk.metadata().unwrap();
+    assert_eq!((meta.len(), meta.mtime()), (1 << 30, 1_000_000_000));
+    assert!(meta.blocks() * 512 < 1 << 20, "its holes are filled");
+    for (offset, expected) in [(0, b"one\0"), (1 << 20, b"TWO\0"), (512 << 20, b"tri\0"), ((1 << 30) - 4, &[0; 4])] {
+        let mut found = [1; 4];
+        std::os::unix::fs::FileExt::read_exact_at(&disk, &mut found, offset).unwrap();
+        assert_eq!(&found, expected);
+    }
+    assert_eq!(fs::read_to_string(root.join("after")).unwrap(), "x");
+    assert!(!root.join("GNUSparseFile.0").exists());
+}
+
+#[test]
 fn a_link_as_parent_is_followed_inside_the_layer_only() {
     if !is_root() {
         return;

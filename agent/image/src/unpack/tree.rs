@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, Tim
 use rustix::io::Errno;
 
 use super::MAX_DEPTH;
-use crate::archive::{Meta, Mtime, What};
+use crate::archive::{Map, Meta, Mtime, What};
 use crate::error::{Error, Result};
 
 /// The most memory for the paths of directories whose times are to be set.
@@ -158,12 +158,23 @@ impl Tree {
         Ok(())
     }
 
-    pub(super) fn file(&mut self, parent: &[Vec<u8>], name: &[u8], content: &mut impl Read, meta: &Meta) -> Result<()> {
+    /// Makes a file of what `content` holds: all of it, or the pieces that `map` names.
+    pub(super) fn file(
+        &mut self,
+        parent: &[Vec<u8>],
+        name: &[u8],
+        map: Option<&Map>,
+        content: &mut impl Read,
+        meta: &Meta,
+    ) -> Result<()> {
         self.clear(parent, name)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(self.parent(parent)?, os(name), flags, Mode::from_raw_mode(0o600));
         let mut file = File::from(made.map_err(fail("make the file"))?);
-        copy(content, &mut file, &mut self.buffer)?;
+        match map {
+            Some(map) => copy_pieces(content, &mut file, map, &mut self.buffer)?,
+            None => copy(content, &mut file, &mut self.buffer)?,
+        }
         let fd = OwnedFd::from(file);
         apply(&fd, meta)?;
         rustix::fs::futimens(&fd, &times(meta.mtime)).map_err(fail("set its time"))
@@ -270,6 +281,16 @@ fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> Result<()> {
         io::Write::write_all(to, buffer.get(..n).unwrap_or_default())
             .map_err(|error| Error::system("write the file", error))?;
     }
+}
+
+/// What lies between the pieces stays a hole, and so does what follows the last.
+fn copy_pieces(from: &mut impl Read, to: &mut File, map: &Map, buffer: &mut [u8]) -> Result<()> {
+    let fail = |error| Error::system("write the file", error);
+    for piece in map.pieces() {
+        to.seek(SeekFrom::Start(piece.offset)).map_err(fail)?;
+        copy(&mut from.by_ref().take(piece.length), to, buffer)?;
+    }
+    to.set_len(map.size()).map_err(fail)
 }
 
 /// Owner first: changing it takes away set-user-id bits and capabilities.
