@@ -24,6 +24,9 @@ const MAX_LAYERS: usize = 128;
 /// The most bytes that an image unpacks to.
 const MAX_UNPACKED: u64 = 256 << 30;
 
+/// Programs shrink to a third or so; what swells more than this is made to fill the guest's memory.
+const GROWTH: Growth = Growth { times: 1000, besides: 64 << 20 };
+
 /// How many pieces of a layer may wait to be unpacked.
 const PIECES: usize = 4;
 
@@ -53,6 +56,15 @@ impl Default for Budget {
     fn default() -> Budget {
         Budget(Arc::new(AtomicU64::new(MAX_UNPACKED)))
     }
+}
+
+/// How much a layer may grow when it is unpacked.
+#[derive(Debug, Clone, Copy)]
+struct Growth {
+    /// As often as its compressed bytes.
+    times: u64,
+    /// And this many bytes more.
+    besides: u64,
 }
 
 /// The layers of an image, the lowest first.
@@ -174,12 +186,12 @@ impl Pass {
     }
 }
 
-fn decode(source: &mut impl Read, root: &Path, budget: Budget) -> (Result<()>, Sha256) {
+fn decode(source: &mut Hashed<impl Read>, root: &Path, budget: Budget) -> (Result<()>, Sha256) {
     let decoder = match Decoder::new(source) {
         Ok(decoder) => decoder,
         Err(error) => return (Err(Error::reading("decompress it", error)), Sha256::default()),
     };
-    let mut archive = Hashed::new(Limited { inner: decoder, budget });
+    let mut archive = Hashed::new(Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 });
     let unpacked = unpack::unpack(io::BufReader::with_capacity(64 << 10, &mut archive), root).and_then(|()| {
         // What follows the archive's end counts for the DiffID, too.
         io::copy(&mut archive, &mut io::sink()).map(|_| ()).map_err(|error| Error::reading("decompress it", error))
@@ -187,18 +199,28 @@ fn decode(source: &mut impl Read, root: &Path, budget: Budget) -> (Result<()>, S
     (unpacked, archive.finish().0)
 }
 
-/// A reader that draws on the budget.
-struct Limited<R> {
-    inner: R,
+/// A layer's bytes, drawn on the image's budget and measured against the compressed bytes that they came from.
+struct Limited<'a, R: Read> {
+    inner: Decoder<&'a mut Hashed<R>>,
     budget: Budget,
+    growth: Growth,
+    unpacked: u64,
 }
 
-impl<R: Read> Read for Limited<R> {
+impl<R: Read> Read for Limited<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         let left = self.budget.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(n as u64));
         let over = |_| Error::bad_image(format!("the image unpacks to more than {} GiB", MAX_UNPACKED >> 30));
         left.map_err(over)?;
+        self.unpacked = self.unpacked.saturating_add(n as u64);
+        // What was read, not what the manifest promises: a bomb would promise much.
+        let compressed = self.inner.source().passed();
+        let Growth { times, besides } = self.growth;
+        if self.unpacked > compressed.saturating_mul(times).saturating_add(besides) {
+            let reason = format!("it unpacks to more than {times} times its {compressed} compressed bytes");
+            return Err(Error::bad_image(reason).into());
+        }
         Ok(n)
     }
 }
@@ -248,8 +270,30 @@ mod tests {
     #[test]
     fn an_image_that_unpacks_to_too_much_is_stopped() {
         let budget = Budget(Arc::new(AtomicU64::new(10)));
-        let mut limited = Limited { inner: io::repeat(0), budget };
-        let error = io::copy(&mut limited, &mut io::sink()).unwrap_err();
-        assert_eq!(Error::reading("", error).kind, Kind::BadImage);
+        let error = read_all(io::repeat(0), budget, GROWTH).unwrap_err();
+        assert!(error.kind == Kind::BadImage && error.message.contains("the image unpacks to more than"), "{error}");
+    }
+
+    /// How many bytes come out of a layer.
+    fn read_all(compressed: impl Read, budget: Budget, growth: Growth) -> Result<u64> {
+        let mut source = Hashed::new(compressed);
+        let mut limited = Limited { inner: Decoder::new(&mut source).unwrap(), budget, growth, unpacked: 0 };
+        io::copy(&mut limited, &mut io::sink()).map_err(|error| Error::reading("", error))
+    }
+
+    #[test]
+    fn a_layer_that_grows_beyond_reason_is_stopped_whatever_its_compression() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        io::copy(&mut io::repeat(0).take(4 << 20), &mut gzip).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::stream::encode_all(io::repeat(0).take(256 << 20), 1).unwrap();
+        // Deflate reaches 1,032 at most, which takes gigabytes to be told from 1,000.
+        let little = Growth { times: 100, besides: 1 << 20 };
+        for (bomb, growth) in [(&gzip, little), (&zstd, GROWTH)] {
+            let error = read_all(&bomb[..], Budget::default(), growth).unwrap_err();
+            assert!(error.kind == Kind::BadImage && error.message.contains("compressed bytes"), "{error}");
+        }
+        assert_eq!(read_all(&gzip[..], Budget::default(), GROWTH).unwrap(), 4 << 20);
+        assert_eq!(read_all(io::repeat(7).take(4 << 20), Budget::default(), little).unwrap(), 4 << 20);
     }
 }

@@ -49,6 +49,11 @@ impl<R: Read> Hashed<R> {
         Hashed { inner, hash: Sha256::new(), bytes: 0 }
     }
 
+    /// How many bytes have passed.
+    pub(crate) fn passed(&self) -> u64 {
+        self.bytes
+    }
+
     /// The digest of what has passed, and its length.
     pub(crate) fn finish(self) -> ([u8; 32], u64) {
         (self.hash.finalize().into(), self.bytes)
@@ -87,6 +92,15 @@ impl<R: Read> Decoder<R> {
         } else {
             Decoder::Plain(buffered)
         })
+    }
+
+    /// Where the compressed bytes come from.
+    pub(crate) fn source(&self) -> &R {
+        match self {
+            Decoder::Plain(reader) => reader.get_ref(),
+            Decoder::Gzip(decoder) => decoder.get_ref().get_ref(),
+            Decoder::Zstd(decoder) => decoder.get_ref().get_ref(),
+        }
     }
 }
 
