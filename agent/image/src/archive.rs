@@ -15,7 +15,7 @@ pub(crate) use sparse::Map;
 
 const BLOCK: usize = 512;
 
-/// The largest extension header. All extended attributes of a file are in one.
+/// The most bytes of an entry's extension headers. All extended attributes of a file are in one.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// One file, or what takes its place.
@@ -84,15 +84,16 @@ impl<R: Read> Archive<R> {
     /// The next entry; `None` at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>> {
         let mut extensions = Extensions::default();
+        let mut left = MAX_EXTENSION;
         loop {
             self.skip_data()?;
             let Some(header) = self.header()? else { return Ok(None) };
             let size = number("size", &header.as_old().size, || header.entry_size())?;
             match header.entry_type() {
-                EntryType::XHeader => extensions.pax(&self.extension(size)?)?,
-                EntryType::XGlobalHeader => drop(self.extension(size)?), // says nothing of a file
-                EntryType::GNULongName => extensions.path = Some(until_nul(self.extension(size)?)),
-                EntryType::GNULongLink => extensions.link = Some(until_nul(self.extension(size)?)),
+                EntryType::XHeader => extensions.pax(&self.extension(size, &mut left)?)?,
+                EntryType::XGlobalHeader => drop(self.extension(size, &mut left)?), // says nothing of a file
+                EntryType::GNULongName => extensions.path = Some(until_nul(self.extension(size, &mut left)?)),
+                EntryType::GNULongLink => extensions.link = Some(until_nul(self.extension(size, &mut left)?)),
                 _ => {
                     let size = extensions.size.unwrap_or(size);
                     return self.entry(&header, size, extensions).map(Some);
@@ -136,10 +137,10 @@ impl<R: Read> Archive<R> {
         self.padding = size.next_multiple_of(BLOCK as u64).saturating_sub(size);
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>> {
-        if size > MAX_EXTENSION {
-            return Err(Error::bad_image(format!("an extension header has {size} bytes, more than {MAX_EXTENSION}")));
-        }
+    /// An extension header's data. `left` is how much there may still be before the next entry.
+    fn extension(&mut self, size: u64, left: &mut u64) -> Result<Vec<u8>> {
+        let over = || Error::bad_image(format!("an entry's extension headers have more than {MAX_EXTENSION} bytes"));
+        *left = left.checked_sub(size).ok_or_else(over)?;
         self.expect(size);
         let mut bytes = Vec::new();
         self.read_to_end(&mut bytes).map_err(reading)?;

@@ -101,6 +101,12 @@ fn a_broken_archive_is_refused() {
     sum[0] = b'b';
     let mut huge_extension = Vec::new();
     append(&mut huge_extension, &block(EntryType::GNULongName, "x", MAX_EXTENSION + 1), b"");
+    let mut many_extensions = Vec::new();
+    let pax = record("SCHILY.xattr.user.a", &[b'x'; 1 << 19]);
+    for _ in 0..2 {
+        append(&mut many_extensions, &block(EntryType::XHeader, "x", pax.len() as u64), &pax);
+    }
+    append(&mut many_extensions, &block(EntryType::Regular, "x", 0), b"");
     let mut nobody = Vec::new();
     let pax = record("uid", b"4294967295");
     append(&mut nobody, &block(EntryType::XHeader, "x", pax.len() as u64), &pax);
@@ -110,6 +116,7 @@ fn a_broken_archive_is_refused() {
         ("cut header", whole.as_bytes()[..300].to_vec()),
         ("wrong checksum", sum),
         ("huge extension", huge_extension),
+        ("many extensions", many_extensions),
         ("impossible user", nobody),
     ] {
         let mut archive = Archive::new(bytes.as_slice());
