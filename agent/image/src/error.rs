@@ -32,9 +32,11 @@ pub enum Kind {
 /// An error with its kind.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub(crate) struct Error {
-    pub(crate) kind: Kind,
-    pub(crate) message: String,
+pub struct Error {
+    /// Whose fault it was.
+    pub kind: Kind,
+    /// What failed, and what to do.
+    pub message: String,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Error>;

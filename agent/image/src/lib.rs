@@ -9,6 +9,8 @@
 pub mod client;
 pub mod worker;
 
+pub mod access;
+
 mod reference;
 mod registry;
 
@@ -26,7 +28,7 @@ pub mod policy;
 
 mod error;
 
-pub use error::Kind;
+pub use error::{Error, Kind};
 
 use std::fmt;
 use std::path::PathBuf;
