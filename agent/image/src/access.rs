@@ -2,6 +2,7 @@
 //!
 //! All of it is parsing and deciding; nothing here opens a file or a connection.
 
+pub mod challenge;
 pub mod credentials;
 pub mod registries;
 
