@@ -8,7 +8,7 @@ pub const HELP: &str = "\
 The guest agent of a pod's virtual machine.
 
   nacre-agent [--listen ADDRESS] [--store DIR]   serve as a plain process
-  nacre-agent pull                               fetch one image (the agent starts this itself)
+  nacre-agent pull | proxy                       fetch one image (the agent starts these itself)
   nacre-agent --version | --help
 
 As process 1 it brings up the guest and takes its settings from the kernel command line alone.
@@ -24,6 +24,8 @@ pub enum Role {
     Init,
     /// The image puller.
     Pull,
+    /// The puller's way to a registry, with its arguments.
+    Proxy(Vec<String>),
     /// The agent as a plain process.
     Agent(Settings),
     /// Print the version.
@@ -65,6 +67,9 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
         let arg = arg.to_string_lossy().into_owned();
         match arg.as_str() {
             "pull" if first => return Ok(Role::Pull),
+            "proxy" if first => {
+                return Ok(Role::Proxy(args.map(|arg| arg.to_string_lossy().into_owned()).collect()));
+            }
             "--version" | "-V" => return Ok(Role::Version),
             "--help" | "-h" => return Ok(Role::Help),
             "--listen" => {
@@ -90,6 +95,7 @@ mod tests {
     #[test]
     fn each_job_has_its_words() {
         assert_eq!(role(&["pull"]), Ok(Role::Pull));
+        assert_eq!(role(&["proxy", "--no-creds"]), Ok(Role::Proxy(vec!["--no-creds".into()])));
         assert_eq!(role(&["--version"]), Ok(Role::Version));
         assert_eq!(role(&["--help"]), Ok(Role::Help));
         assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));

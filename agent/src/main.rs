@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     };
     let start = match role {
         Role::Pull => return nacre_pull::worker::main(),
+        Role::Proxy(args) => return nacre_pull::proxy::main(args.into_iter()),
         Role::Version => {
             let version = concat!("nacre-agent ", env!("CARGO_PKG_VERSION"), "\n");
             return say(&mut std::io::stdout(), version, ExitCode::SUCCESS);

@@ -23,6 +23,7 @@ use crate::policy::Policy;
 use crate::rpc::{self, Services};
 use crate::sandbox::{Sandbox, Settings};
 use crate::storage::pull::{self, Pulls, WorkerCommand};
+use crate::storage::rules::Rules;
 use crate::{init, log, network};
 
 /// Where layers and what containers write to their images are kept: on the guest's /run, which is tmpfs.
@@ -88,7 +89,10 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let is_guest = start.guest.is_some();
     let store = start.settings.store.unwrap_or_else(|| STORE.into());
     let policy = Policy::of_image(Path::new("/"));
-    let settings = pull::Settings { store, timeout: config.image_pull_timeout, worker: WorkerCommand::own_role() };
+    // A plain process has a root that is not its own.
+    let rules = if is_guest { Rules::of_image(Path::new("/"), &config) } else { Rules::default() };
+    let worker = WorkerCommand::own_role();
+    let settings = pull::Settings { store, timeout: config.image_pull_timeout, worker, rules };
     let scratch = PathBuf::from(SCRATCH);
     let sandbox = Sandbox::new(Settings { pipe_size: config.container_pipe_size, scratch }, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);

@@ -44,7 +44,10 @@ pub fn write(dir: &Path, cache: &Path) -> Result<Written> {
 }
 
 /// The files of some packages, in the order of their paths.
-fn layer(names: &[&str], cache: &Path) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// A package that can't be had.
+pub fn layer(names: &[&str], cache: &Path) -> Result<Vec<u8>> {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let unpacked = packages::unpack(&names, cache)?;
     let root = unpacked.root.path();

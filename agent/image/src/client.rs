@@ -123,7 +123,7 @@ fn check(image: Image, store: &Path) -> Result<Image, Error> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn image(layer: &str) -> Image {
@@ -137,8 +137,9 @@ mod tests {
         }
     }
 
-    fn request() -> Request {
-        Request { reference: "a".into(), store: "/s".into(), auth: None, ca_pem: None, skip_tls_verification: false }
+    pub(crate) fn request() -> Request {
+        serde_json::from_value(serde_json::json!({ "reference": "a", "store": "/s", "skip_tls_verification": false }))
+            .unwrap()
     }
 
     /// A worker that says `said`, whatever it is asked.

@@ -23,6 +23,8 @@ pub enum Kind {
     Corrupt,
     /// The image breaks the rules, or a limit.
     BadImage,
+    /// The image policy does not allow it.
+    Denied,
     /// The store is full.
     NoSpace,
     /// Something here failed.
@@ -57,6 +59,27 @@ impl Error {
             return Error::new(Kind::NoSpace, format!("{act}: the image store is full: give the VM more memory"));
         }
         Error::new(Kind::Internal, format!("{act}: {error}"))
+    }
+
+    /// As our own server of the proxy's protocol says it, in at most `limit` bytes of text.
+    pub(crate) fn to_wire(&self, limit: usize) -> String {
+        let message = self.message.chars().scan(0, |length, c| {
+            *length += c.len_utf8();
+            (*length <= limit).then_some(c)
+        });
+        serde_json::json!({ "kind": self.kind, "message": message.collect::<String>() }).to_string()
+    }
+
+    /// What our own server said, wherever the client's library has put it.
+    pub(crate) fn from_wire(text: &str) -> Option<Error> {
+        #[derive(Deserialize)]
+        struct Wire {
+            kind: Kind,
+            message: String,
+        }
+        let start = text.find("{\"kind\":")?;
+        let Wire { kind, message } = serde_json::Deserializer::from_str(text.get(start..)?).into_iter().next()?.ok()?;
+        Some(Error { kind, message })
     }
 
     /// The same error, with what it is about.
@@ -124,8 +147,11 @@ const MEANINGS: [(Kind, &str, &[&str]); 8] = [
     ),
 ];
 
-/// Sorts what skopeo says. Its texts are its own and its libraries'; one that is not known is passed on as it is.
+/// Sorts what the server of the protocol says. Ours says it itself; skopeo's texts are its own and its libraries'; one that is not known is passed on as it is.
 pub(crate) fn from_proxy(act: &str, text: &str) -> Error {
+    if let Some(error) = Error::from_wire(text) {
+        return error.context(act);
+    }
     let lower = text.to_lowercase();
     let known = MEANINGS.iter().find(|(_, _, words)| words.iter().any(|word| lower.contains(word)));
     let (kind, meaning) = known.map_or((Kind::Internal, "the registry client failed"), |(kind, text, _)| (*kind, text));
@@ -151,6 +177,13 @@ mod tests {
         ] {
             assert_eq!(from_proxy("open", text).kind, kind, "{text}");
         }
+    }
+
+    #[test]
+    fn what_our_own_server_says_comes_through_the_clients_library() {
+        let said = Error::new(Kind::NotFound, "no such {image}").to_wire(100);
+        let error = from_proxy("open x", &format!("failed to invoke method OpenImage: {said}"));
+        assert_eq!((error.kind, error.message.as_str()), (Kind::NotFound, "open x: no such {image}"));
     }
 
     #[test]

@@ -1,21 +1,20 @@
 //! One layer, from the registry into the store.
 //!
-//! The event loop fetches; a thread of the layer's own hashes, decompresses, hashes again and unpacks what comes.
-//! Between them a few pieces wait, no more: that bounds the memory of a pull whatever the size of its layers.
+//! Two threads of the layer's own do it: one reads the blob from a pipe, hashes and decompresses it, the other hashes and unpacks what comes.
+//! Between them a few pieces go round, no more: that bounds the memory of a pull whatever the size of its layers.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oci_spec::image::{Descriptor, ImageManifest};
-use tokio::sync::mpsc::{self, Receiver};
 
 use crate::error::{Error, Kind, Result};
 use crate::reference::{self, Sha256};
 use crate::registry::Registry;
 use crate::store::Store;
-use crate::stream::{Decoder, Hashed, Pieces};
+use crate::stream::{Decoder, Filler, Hashed, Pieces, belt};
 use crate::unpack;
 
 /// The most layers of an image. Docker's engine stops at 127.
@@ -26,9 +25,6 @@ const MAX_UNPACKED: u64 = 256 << 30;
 
 /// Programs shrink to a third or so; what swells more than this is made to fill the guest's memory.
 const GROWTH: Growth = Growth { times: 1000, besides: 64 << 20 };
-
-/// How many pieces of a layer may wait to be unpacked.
-const PIECES: usize = 4;
 
 /// What layers are (image specification, "layer.md"; Docker's types), without the suffix of their compression, which
 /// the first bytes tell better.
@@ -120,43 +116,44 @@ impl Layer {
         registry: &Registry,
         store: &Store,
         budget: Budget,
-        arrived: impl Fn(u64),
+        arrived: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<PathBuf> {
+        let name = self.blob.digest();
+        let about = |error: Error| error.context(format!("layer {name}"));
+        let (bytes, ended) = registry.blob(&self.blob).await.map_err(about)?;
         let partial = store.begin()?;
-        let (sender, receiver) = mpsc::channel(PIECES);
         let unpacking = tokio::task::spawn_blocking(move || {
-            let pass = Pass::over(receiver, &partial.root(), budget);
+            let pass = Pass::over(Told { inner: bytes, arrived }, &partial.root(), budget);
             (partial, pass)
         });
-        let fetched = registry
-            .blob(&self.blob, async |piece: Vec<u8>| {
-                arrived(piece.len() as u64);
-                sender.send(piece).await.is_ok()
-            })
-            .await;
-        drop(sender);
         let internal = |error: tokio::task::JoinError| Error::new(Kind::Internal, format!("unpack a layer: {error}"));
         let (partial, pass) = unpacking.await.map_err(internal)?;
-        let name = self.blob.digest();
-        fetched.and_then(|()| self.judge(pass)).map_err(|error| error.context(format!("layer {name}")))?;
+        self.judge(pass, ended).await.map_err(about)?;
         store.keep(partial, &self.diff_id)
     }
 
-    fn judge(&self, pass: Pass) -> Result<()> {
-        // Wrong bytes explain every other error, but for those that stopped the reading.
-        if pass.bytes == self.blob.size() && pass.digest != self.digest {
+    async fn judge(&self, pass: Pass, ended: impl Future<Output = Result<()>>) -> Result<()> {
+        // What failed here says nothing of the registry.
+        let unpacked = match pass.unpacked {
+            Err(error) if error.kind != Kind::BadImage => return Err(error),
+            unpacked => unpacked,
+        };
+        let missing = self.blob.size().saturating_sub(pass.bytes);
+        if missing > 0 {
+            ended.await?;
+            return Err(Error::new(Kind::Stalled, format!("{missing} bytes are missing: try again")));
+        }
+        // Wrong bytes explain every other error.
+        if pass.digest != self.digest {
             let found = hex::encode(pass.digest);
             return Err(Error::new(
                 Kind::Corrupt,
                 format!("the registry serves something else (sha256:{found}): push the image again"),
             ));
         }
-        pass.unpacked?;
-        if pass.bytes != self.blob.size() {
-            return Err(Error::bad_image("its archive ends before its blob does"));
-        }
-        if pass.diff_id != self.diff_id {
-            let found = hex::encode(pass.diff_id);
+        let diff_id = unpacked?;
+        if diff_id != self.diff_id {
+            let found = hex::encode(diff_id);
             return Err(Error::bad_image(format!("its archive is sha256:{found}, not what the configuration says")));
         }
         Ok(())
@@ -168,35 +165,72 @@ impl Layer {
 struct Pass {
     digest: Sha256,
     bytes: u64,
-    diff_id: Sha256,
-    unpacked: Result<()>,
+    /// The archive's digest, if it was unpacked.
+    unpacked: Result<Sha256>,
 }
 
 impl Pass {
-    /// Reads a blob to its end even when the archive is bad, for only the digest tells whose fault that is. When the
-    /// fault is ours, nothing is to be told, and the fetching stops.
-    fn over(receiver: Receiver<Vec<u8>>, root: &Path, budget: Budget) -> Pass {
-        let mut source = Hashed::new(Pieces::new(receiver));
-        let (unpacked, diff_id) = decode(&mut source, root, budget);
-        if unpacked.as_ref().err().is_none_or(|error| error.kind == Kind::BadImage) {
-            let _ = io::copy(&mut source, &mut io::sink()); // reading pieces can't fail
-        }
-        let (digest, bytes) = source.finish();
-        Pass { digest, bytes, diff_id, unpacked }
+    /// One thread hashes and decompresses, this one hashes and unpacks what comes. The blob is read to its end even when the archive is bad, for
+    /// only the digest tells whose fault that is. When the fault is ours, nothing is to be told, and the reading stops.
+    fn over(source: impl Read + Send, root: &Path, budget: Budget) -> Pass {
+        let (filler, pieces) = belt();
+        let ours = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let decompressing = scope.spawn(|| {
+                let mut source = Hashed::new(source);
+                decompress(&mut source, budget, filler);
+                let rest = if ours.load(Relaxed) { Ok(0) } else { io::copy(&mut source, &mut io::sink()) };
+                (source.finish(), rest)
+            });
+            let mut unpacked = decode(pieces, root);
+            ours.store(unpacked.as_ref().is_err_and(|error| error.kind != Kind::BadImage), Relaxed);
+            let ended = decompressing.join();
+            let ((digest, bytes), rest) = ended.unwrap_or_else(|_| {
+                unpacked = Err(Error::new(Kind::Internal, "a thread that decompresses has ended"));
+                (Default::default(), Ok(0))
+            });
+            if let Err(error) = rest {
+                unpacked = Err(Error::reading("read it", error));
+            }
+            Pass { digest, bytes, unpacked }
+        })
     }
 }
 
-fn decode(source: &mut Hashed<impl Read>, root: &Path, budget: Budget) -> (Result<()>, Sha256) {
-    let decoder = match Decoder::new(source) {
-        Ok(decoder) => decoder,
-        Err(error) => return (Err(Error::reading("decompress it", error)), Sha256::default()),
-    };
-    let mut archive = Hashed::new(Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 });
-    let unpacked = unpack::unpack(io::BufReader::with_capacity(64 << 10, &mut archive), root).and_then(|()| {
-        // What follows the archive's end counts for the DiffID, too.
-        io::copy(&mut archive, &mut io::sink()).map(|_| ()).map_err(|error| Error::reading("decompress it", error))
-    });
-    (unpacked, archive.finish().0)
+fn decompress(source: &mut Hashed<impl Read>, budget: Budget, filler: Filler) {
+    match Decoder::new(source) {
+        Ok(decoder) => filler.fill(Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 }),
+        Err(error) => filler.fill(Failing(Some(error))),
+    }
+}
+
+fn decode(mut pieces: Pieces, root: &Path) -> Result<Sha256> {
+    unpack::unpack(&mut pieces, root)?;
+    // What follows the archive's end counts for the DiffID, too.
+    pieces.finish().map_err(|error| Error::reading("decompress it", error))
+}
+
+/// A reader that fails at once.
+struct Failing(Option<io::Error>);
+
+impl Read for Failing {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
+    }
+}
+
+/// A reader that tells how much has come.
+struct Told<R, F> {
+    inner: R,
+    arrived: F,
+}
+
+impl<R: Read, F: Fn(u64)> Read for Told<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        (self.arrived)(n as u64);
+        Ok(n)
+    }
 }
 
 /// A layer's bytes, drawn on the image's budget and measured against the compressed bytes that they came from.

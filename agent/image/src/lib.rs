@@ -7,6 +7,7 @@
 //! need for that.
 
 pub mod client;
+pub mod proxy;
 pub mod worker;
 
 pub mod access;
@@ -14,12 +15,15 @@ pub mod access;
 mod reference;
 mod registry;
 
+mod signatures;
+
 mod layer;
 
 mod archive;
 mod stream;
 mod unpack;
 
+mod limited;
 mod store;
 
 pub mod merge;
@@ -46,10 +50,35 @@ pub struct Request {
     pub store: PathBuf,
     /// Who asks.
     pub auth: Option<Auth>,
+    /// Who asks, in the form of containers-auth.json(5); `auth` comes before it.
+    #[serde(default)]
+    pub auth_file: Option<String>,
+    /// Other places of images, in the form of containers-registries.conf(5).
+    #[serde(default)]
+    pub registries: Option<String>,
     /// Certificates to trust, besides the system's.
     pub ca_pem: Option<String>,
     /// Take any certificate, or none. For development.
     pub skip_tls_verification: bool,
+    /// Which images may be used, in the form of containers-policy.json(5); without one, any.
+    #[serde(default)]
+    pub policy: Option<String>,
+    /// Refuse a name without a digest.
+    #[serde(default)]
+    pub require_digest: bool,
+    /// Who talks to the registry.
+    #[serde(default)]
+    pub server: Server,
+}
+
+/// Who talks to registries: a process of its own that serves containers-image-proxy's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Server {
+    /// Our own, a role of the program that pulls ([`proxy`]).
+    #[default]
+    Own,
+    /// skopeo, 1.19 or later.
+    Skopeo,
 }
 
 /// Credentials.

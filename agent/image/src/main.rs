@@ -6,21 +6,30 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use nacre_pull::{Auth, Request, worker};
+use nacre_pull::{Auth, Request, Server, worker};
 
 const HELP: &str = "\
 Pulls an image: verified, unpacked layers in a directory, and its configuration as JSON on standard output.
 
-  nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE] [--insecure] [--silence SECONDS] REFERENCE
+  nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE | --auth-file FILE] [--registries-conf FILE]
+                  [--policy FILE] [--require-digest] [--insecure] [--skopeo] [--silence SECONDS] REFERENCE
   nacre-pull worker [SECONDS]
+  nacre-pull proxy experimental-image-proxy
 
   --store DIR         where layers are kept; the default is ./nacre-layers
   --ca FILE           certificates to trust besides the system's (PEM)
   --creds-file FILE   who asks: USER:PASSWORD in the file's first line
+  --auth-file FILE    who asks: containers-auth.json(5)
+  --registries-conf FILE
+                      mirrors, blocks and aliases: containers-registries.conf(5)
   --insecure          take any certificate, or none
+  --policy FILE       which images may be used: containers-policy.json(5)
+  --require-digest    refuse a name without a digest
+  --skopeo            let skopeo (1.19 or later) talk to the registry
   --silence SECONDS   how long the registry may send nothing; the default is 30
 
-A worker reads its request from standard input, as the agent writes it, and takes that time as its argument.
+A worker reads its request from standard input, as the agent writes it, and takes that time as its argument. A proxy serves
+the protocol of skopeo's experimental-image-proxy on its standard input, a socket.
 
 Example:
   nacre-pull pull --store /var/tmp/layers registry.example/app:1
@@ -33,6 +42,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let result = match args.next().as_deref() {
         Some("pull") => parse(args).and_then(|(request, silence)| pull(&request, silence)),
+        Some("proxy") => Ok(nacre_pull::proxy::main(args)),
         Some("worker") => args.next().map_or(Ok(SILENCE), |text| seconds(&text)).map(worker::run),
         Some("--help" | "-h" | "help") | None => {
             let _ = std::io::stdout().write_all(HELP.as_bytes()); // who closed it does not want it
@@ -53,11 +63,21 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
         auth: None,
         ca_pem: None,
         skip_tls_verification: false,
+        auth_file: None,
+        registries: None,
+        policy: None,
+        require_digest: false,
+        server: Server::Own,
     };
     let mut silence = SILENCE;
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
         match arg.as_str() {
+            "--auth-file" => request.auth_file = Some(read(&value()?)?),
+            "--registries-conf" => request.registries = Some(read(&value()?)?),
+            "--require-digest" => request.require_digest = true,
+            "--policy" => request.policy = Some(read(&value()?)?),
+            "--skopeo" => request.server = Server::Skopeo,
             "--insecure" => request.skip_tls_verification = true,
             "--store" => request.store = value()?.into(),
             "--silence" => silence = seconds(&value()?)?,

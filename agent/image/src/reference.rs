@@ -11,9 +11,17 @@ pub(crate) const DEFAULT_REGISTRY: &str = "docker.io";
 /// The bytes of a SHA-256 digest.
 pub(crate) type Sha256 = [u8; 32];
 
+/// Whether it names a layout on this machine, for the command line: `oci:PATH[:NAME]` or `oci-archive:PATH[:NAME]`.
+pub(crate) fn is_local(reference: &str) -> bool {
+    reference.starts_with("oci:/") || reference.starts_with("oci-archive:/")
+}
+
 /// Refuses what can't be the name of an image, before any of it reaches another program.
 pub(crate) fn check(reference: &str) -> Result<()> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]+".contains(c);
+    if is_local(reference) && !reference.contains(['\0', '\n']) {
+        return Ok(());
+    }
     let first = reference.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[');
     if !first || reference.len() > MAX_LENGTH || !reference.chars().all(legal) {
         let shown: String = reference.chars().take(80).collect();
@@ -40,6 +48,9 @@ pub(crate) fn is_host(first: &str) -> bool {
 
 /// What to open. A digest says all, and skopeo refuses a tag beside it, so the tag goes.
 pub(crate) fn transport(reference: &str) -> String {
+    if is_local(reference) {
+        return reference.into();
+    }
     let Some((name, digest)) = reference.split_once('@') else {
         return format!("docker://{reference}");
     };

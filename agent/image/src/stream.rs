@@ -1,34 +1,117 @@
-//! A layer's bytes on their way: pieces from the registry, hashed as they come, decompressed, hashed again.
+//! A layer's bytes on their way: from the registry, hashed as they come, decompressed by one thread, hashed again and unpacked by another.
 
+use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use flate2::bufread::MultiGzDecoder;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc::Receiver;
+
+use crate::error::{Error, Kind};
 
 /// zstd windows above 32 MiB are refused, for the sender chooses a decoder's memory: levels to 20 need no more.
 const MAX_WINDOW_LOG: u32 = 25;
 
-/// The pieces of a blob, as a reader for a thread of its own. It ends when the sender does.
+/// The reading end of a pipe whose writer may not be silent for too long.
 #[derive(Debug)]
+pub(crate) struct Watched {
+    pipe: File,
+    patience: Timespec,
+}
+
+impl Watched {
+    pub(crate) fn new(pipe: File, patience: Duration) -> Watched {
+        let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
+        Watched { pipe, patience: Timespec { tv_sec: seconds, tv_nsec: patience.subsec_nanos().into() } }
+    }
+}
+
+impl Read for Watched {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut ready = [PollFd::new(&self.pipe, PollFlags::IN)];
+        if rustix::io::retry_on_intr(|| poll(&mut ready, Some(&self.patience)))? == 0 {
+            return Err(Error::new(Kind::Stalled, "the registry has sent nothing for too long: try again").into());
+        }
+        self.pipe.read(buffer)
+    }
+}
+
+/// How large a piece is, and how many are on their way between two threads: the memory that a layer takes, whatever its size.
+const PIECE: usize = 256 << 10;
+const PIECES: usize = 4;
+
+/// Two threads' ends of a belt of pieces. They go round: what has been read is filled again.
+pub(crate) fn belt() -> (Filler, Pieces) {
+    let (full, to_read) = sync_channel(PIECES);
+    let (empty, to_fill) = sync_channel(PIECES);
+    for _ in 0..PIECES {
+        let _ = empty.send(Vec::with_capacity(PIECE)); // there is room for each
+    }
+    (Filler { full, to_fill }, Pieces { to_read, empty, piece: Vec::new(), at: 0, hash: Sha256::new() })
+}
+
+/// The end at which pieces are filled.
+#[derive(Debug)]
+pub(crate) struct Filler {
+    full: SyncSender<io::Result<Vec<u8>>>,
+    to_fill: Receiver<Vec<u8>>,
+}
+
+impl Filler {
+    /// Sends all that `reader` has, and its error if it fails. Ends early when nobody reads any more.
+    pub(crate) fn fill(self, mut reader: impl Read) {
+        while let Ok(mut piece) = self.to_fill.recv() {
+            piece.clear();
+            let read = (&mut reader).take(PIECE as u64).read_to_end(&mut piece);
+            let ended = piece.is_empty();
+            if let Err(error) = read {
+                let _ = self.full.send(Err(error)); // who is gone does not care
+                return;
+            }
+            if ended || self.full.send(Ok(piece)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The end at which they are read, and hashed.
 pub(crate) struct Pieces {
-    receiver: Receiver<Vec<u8>>,
+    to_read: Receiver<io::Result<Vec<u8>>>,
+    empty: SyncSender<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
+    hash: Sha256,
 }
 
 impl Pieces {
-    pub(crate) fn new(receiver: Receiver<Vec<u8>>) -> Pieces {
-        Pieces { receiver, piece: Vec::new(), at: 0 }
+    /// Reads to the end and returns the digest of all that came.
+    pub(crate) fn finish(mut self) -> io::Result<[u8; 32]> {
+        while self.next()? {}
+        Ok(self.hash.finalize().into())
+    }
+
+    /// Takes the next piece; false at the end.
+    fn next(&mut self) -> io::Result<bool> {
+        let Ok(piece) = self.to_read.recv() else { return Ok(false) };
+        let piece = piece?;
+        self.hash.update(&piece);
+        let read = std::mem::replace(&mut self.piece, piece);
+        self.at = 0;
+        if read.capacity() > 0 {
+            let _ = self.empty.send(read); // who fills no more does not need it
+        }
+        Ok(true)
     }
 }
 
 impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at >= self.piece.len() {
-            match self.receiver.blocking_recv() {
-                Some(piece) => (self.piece, self.at) = (piece, 0),
-                None => return Ok(0),
+        while self.at >= self.piece.len() {
+            if !self.next()? {
+                return Ok(0);
             }
         }
         let n = self.piece.get(self.at..).unwrap_or_default().read(buffer)?;
@@ -144,16 +227,22 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_read_in_order_and_end_with_their_sender() {
-        let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        sender.blocking_send(b"ab".to_vec()).unwrap();
-        sender.blocking_send(b"cde".to_vec()).unwrap();
-        drop(sender);
-        let mut hashed = Hashed::new(Pieces::new(receiver));
-        let mut text = String::new();
-        hashed.read_to_string(&mut text).unwrap();
-        let (digest, bytes) = hashed.finish();
-        assert_eq!((text.as_str(), bytes), ("abcde", 5));
-        assert_eq!(digest, <[u8; 32]>::from(Sha256::digest(b"abcde")));
+    fn pieces_are_read_in_order_and_hashed_whole() {
+        let text: Vec<u8> = (0..3 * PIECE + 5).map(|n| n as u8).collect();
+        let (filler, mut pieces) = belt();
+        let sent = text.clone();
+        let thread = std::thread::spawn(move || filler.fill(&sent[..]));
+        let mut start = [0; 7];
+        pieces.read_exact(&mut start).unwrap();
+        assert_eq!(start, text[..7]);
+        assert_eq!(pieces.finish().unwrap(), <[u8; 32]>::from(Sha256::digest(&text)));
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn who_is_silent_for_too_long_is_not_waited_for() {
+        let (read, _write) = io::pipe().unwrap();
+        let mut watched = Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Duration::from_millis(10));
+        assert_eq!(Error::reading("", watched.read(&mut [0]).unwrap_err()).kind, Kind::Stalled);
     }
 }

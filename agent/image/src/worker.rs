@@ -1,9 +1,9 @@
 //! The process that pulls: a [`Request`] on standard input, [`Event`]s on standard output, nothing else in or out.
 
-use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Budget, Layer};
 use crate::registry::{Found, Registry};
 use crate::store::Store;
-use crate::{Event, Image, Request, reference};
+use crate::{Event, Image, Request, reference, signatures};
 
 /// How long a registry may say nothing.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ fn serve(silence: Duration) -> Result<Image> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::system("start", error))?;
     let result = runtime.block_on(pull(&request, silence));
-    // Dropping it would wait for skopeo, which may itself wait for a registry that is silent.
+    // Dropping it would wait for the registry's server, which may itself wait for a registry that is silent.
     runtime.shutdown_timeout(CLEAN_WITHIN);
     result
 }
@@ -79,14 +79,17 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     tell(&Event::Resolving);
     let store = Store::open(&request.store)?;
     let registry = Registry::open(request, silence).await?;
-    let Found { manifest_digest, manifest, config } = registry.find(&request.reference).await?;
+    let found = registry.find(&request.reference).await?;
+    // Before anything of it is used, also what the store has already.
+    signatures::judge(request, &found, silence).await?;
+    let Found { manifest_digest, manifest, config, .. } = found;
     check_platform(&config)?;
     let layers = layer::plan(&manifest, config.rootfs().diff_ids())?;
     let bytes = total(&layers);
     tell(&Event::Resolved { manifest_digest: manifest_digest.clone(), layers: layers.len(), bytes });
     check_space(&store, &layers)?;
 
-    let (progress, budget) = (Progress::default(), Budget::default());
+    let (progress, budget) = (Arc::new(Progress::default()), Budget::default());
     let fetches = layers.iter().enumerate().map(async |(place, layer)| {
         let dir = one(layer, &registry, &store, &budget, &progress).await?;
         Ok::<_, Error>((place, dir))
@@ -102,16 +105,15 @@ async fn one(
     registry: &Registry,
     store: &Store,
     budget: &Budget,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<PathBuf> {
-    let (dir, fetched) = match layer.known(store) {
-        Some(dir) => (dir, 0),
-        None => {
-            let arrived = |bytes| progress.add(0, bytes);
-            (layer.fetch(registry, store, budget.clone(), arrived).await?, layer.size())
-        }
-    };
-    progress.add(1, layer.size().saturating_sub(fetched));
+    if let Some(dir) = layer.known(store) {
+        progress.add(1, layer.size());
+        return Ok(dir);
+    }
+    let heard = progress.clone();
+    let dir = layer.fetch(registry, store, budget.clone(), move |bytes| heard.add(0, bytes)).await?;
+    progress.add(1, 0);
     Ok(dir)
 }
 
@@ -144,26 +146,24 @@ fn check_space(store: &Store, layers: &[Layer]) -> Result<()> {
 }
 
 /// Counts what arrives and tells it now and then.
-#[derive(Debug)]
-struct Progress {
-    layers: Cell<usize>,
-    bytes: Cell<u64>,
-    told: Cell<Instant>,
-}
+#[derive(Debug, Default)]
+struct Progress(Mutex<Count>);
 
-impl Default for Progress {
-    fn default() -> Progress {
-        Progress { layers: Cell::default(), bytes: Cell::default(), told: Cell::new(Instant::now()) }
-    }
+#[derive(Debug, Default)]
+struct Count {
+    layers: usize,
+    bytes: u64,
+    told: Option<Instant>,
 }
 
 impl Progress {
     fn add(&self, layers: usize, bytes: u64) {
-        self.layers.update(|done| done.saturating_add(layers));
-        self.bytes.update(|done| done.saturating_add(bytes));
-        if layers > 0 || self.told.get().elapsed() >= TELL_EVERY {
-            self.told.set(Instant::now());
-            tell(&Event::Progress { layers_done: self.layers.get(), bytes_done: self.bytes.get() });
+        let mut count = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        count.layers = count.layers.saturating_add(layers);
+        count.bytes = count.bytes.saturating_add(bytes);
+        if layers > 0 || count.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            count.told = Some(Instant::now());
+            tell(&Event::Progress { layers_done: count.layers, bytes_done: count.bytes });
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use fixture::Compression::{Gzip, None as Plain, Zstd};
 use fixture::{Image, Middle, Moody, PASSWORD, Registry, USER, archive, noise};
 use nacre_pull::client::{self, Error};
-use nacre_pull::{Auth, Event, Kind, Request};
+use nacre_pull::{Auth, Event, Kind, Request, Server};
 use tokio::process::Command;
 
 /// The registry's silence that these tests take.
@@ -32,12 +32,18 @@ fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
         auth: Some(Auth { username: USER.into(), password: PASSWORD.into() }),
         ca_pem: Some(registry.ca()),
         skip_tls_verification: false,
+        auth_file: None,
+        registries: None,
+        policy: None,
+        require_digest: false,
+        server: Server::Own,
     }
 }
 
 fn plain(moody: &Moody, store: &Path) -> Request {
     let (reference, store) = (moody.reference(), store.to_path_buf());
-    Request { reference, store, auth: None, ca_pem: None, skip_tls_verification: true }
+    let request = serde_json::json!({ "reference": reference, "store": store, "skip_tls_verification": true });
+    serde_json::from_value(request).expect("a request")
 }
 
 fn count(store: &Path, kind: &str) -> usize {
@@ -212,4 +218,177 @@ async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
     moody.change(Middle::Goes);
     pull(plain(&moody, store.path())).await.unwrap();
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_transfer_that_breaks_off_goes_on_from_where_it_was() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Plain)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let moody = Moody::start(&image, &image.layers[0], Middle::ClosesOnce);
+    pull(plain(&moody, store.path())).await.unwrap();
+    let ranges: Vec<_> = moody.asked().into_iter().filter(|asked| asked.contains("\nrange: bytes=")).collect();
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
+
+    // What may pass is tried again, what can't is not.
+    fs::remove_dir_all(store.path().join("layers")).unwrap();
+    moody.change(Middle::HasNoTime);
+    pull(plain(&moody, store.path())).await.unwrap();
+    let reference = format!("{}/image:2", moody.host());
+    let before = moody.asked().len();
+    let missing = pull(Request { reference, ..plain(&moody, store.path()) }).await.unwrap_err();
+    assert_eq!(missing.kind(), Kind::NotFound);
+    let asked = moody.asked().split_off(before);
+    assert_eq!(asked.iter().filter(|asked| asked.contains("/manifests/2")).count(), 1, "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_blob_that_never_ends_is_cut_where_it_should_end() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let moody = Moody::start(&image, &image.layers[0], Middle::NeverEnds);
+    assert_eq!(pull(plain(&moody, store.path())).await.unwrap().layers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_is_got_and_does_not_follow_to_another_host() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let (moody, elsewhere) = (Moody::start(&image, "", Middle::Goes), Moody::start(&image, "", Middle::Goes));
+    moody.wants_token("tame");
+    moody.sends_for_blobs_to(&elsewhere);
+    let auth = Some(Auth { username: USER.into(), password: PASSWORD.into() });
+    pull(Request { auth, ..plain(&moody, store.path()) }).await.unwrap();
+    let token = moody.asked().into_iter().find(|asked| asked.contains("/token?")).unwrap();
+    assert!(token.contains("service=moody") && token.contains("scope=repository%3Aimage%3Apull"), "{token}");
+    assert!(token.contains("authorization: basic "), "{token}");
+    let elsewhere = elsewhere.asked();
+    assert!(elsewhere.iter().any(|asked| asked.contains("/blobs/")));
+    assert!(!elsewhere.iter().any(|asked| asked.contains("authorization")), "{elsewhere:?}");
+}
+
+#[tokio::test]
+async fn mirrors_come_first_and_blocks_hold() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let moody = Moody::start(&image, "", Middle::Goes);
+    let registries = format!(
+        "[[registry]]\nprefix = \"registry.example/team\"\nlocation = \"127.0.0.1:1\"\n\
+         [[registry.mirror]]\nlocation = \"127.0.0.1:1/dead\"\n[[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n\
+         [[registry]]\nprefix = \"blocked.example\"\nblocked = true\n",
+        moody.host()
+    );
+    let of = |reference: &str| {
+        let registries = Some(registries.clone());
+        Request { reference: reference.into(), registries, skip_tls_verification: false, ..plain(&moody, store.path()) }
+    };
+    let pulled = pull(of("registry.example/team/image:1")).await.unwrap();
+    assert_eq!(pulled.reference, "registry.example/team/image:1");
+    let blocked = pull(of("blocked.example/a:1")).await.unwrap_err();
+    assert!(blocked.to_string().contains("blocked"), "{blocked}");
+    // A rule is about the names that begin with its prefix, and about no others.
+    let other = pull(of("127.0.0.1:1/registry.example/team/image:1")).await.unwrap_err();
+    assert_eq!(other.kind(), Kind::Unreachable, "{other}");
+}
+
+#[tokio::test]
+async fn the_policy_decides_before_anything_is_used() {
+    let Some(registry) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"ours")]), Gzip)], "amd64");
+    registry.push("signed:1", &[(&image, "amd64")], &["--preserve-digests"]);
+    let other = Image::new(&[(archive(&[("a", b"other")]), Gzip)], "amd64");
+    registry.push("signed:2", &[(&other, "amd64")], &["--preserve-digests"]);
+    let keys = tempfile::tempdir().unwrap();
+    let path = |name: &str| keys.path().join(name).display().to_string();
+    fixture::run(std::process::Command::new("openssl").args([
+        "ecparam",
+        "-name",
+        "prime256v1",
+        "-genkey",
+        "-noout",
+        "-out",
+        &path("key"),
+    ]));
+    fixture::run(std::process::Command::new("openssl").args([
+        "ec",
+        "-in",
+        &path("key"),
+        "-pubout",
+        "-out",
+        &path("key.pub"),
+    ]));
+    let sign = |payload: &[u8]| {
+        fs::write(path("payload"), payload).unwrap();
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(["dgst", "-sha256", "-sign", &path("key"), &path("payload")]);
+        base64::engine::Engine::encode(&base64::engine::general_purpose::STANDARD, fixture::run(&mut openssl))
+    };
+    let signature = Image::signature(&image.manifest, &registry.reference("signed"), sign);
+    let tag = format!("signed:{}.sig", image.manifest.replace(':', "-"));
+    registry.push(&tag, &[(&signature, "amd64")], &["--preserve-digests"]);
+
+    let store = tempfile::tempdir().unwrap();
+    let demand = |what: serde_json::Value| Some(serde_json::json!({ "default": [what] }).to_string());
+    let signed = demand(serde_json::json!({ "type": "sigstoreSigned", "keyPath": path("key.pub"),
+        "signedIdentity": { "type": "matchRepository" } }));
+    let of = |name: &str, policy: &Option<String>| Request {
+        policy: policy.clone(),
+        ..secure(&registry, name, store.path())
+    };
+    let denied = async |request: Request, word: &str| {
+        let error = pull(request).await.unwrap_err();
+        assert!(error.kind() == Kind::Denied && error.to_string().contains(word), "{error}");
+    };
+    let reject = demand(serde_json::json!({ "type": "reject" }));
+    denied(of("signed:1", &reject), "reject").await;
+    denied(of("signed:2", &signed), "no signature").await;
+    denied(Request { require_digest: true, ..of("signed:1", &None) }, "by digest").await;
+    assert_eq!(count(store.path(), "layers"), 0);
+    pull(of("signed:1", &signed)).await.unwrap();
+    pull(Request { require_digest: true, ..of(&format!("signed@{}", image.manifest), &signed) }).await.unwrap();
+    // Also what the store has already.
+    denied(of("signed:1", &reject), "reject").await;
+    let nonsense = pull(of("signed:1", &Some("{}".into()))).await.unwrap_err();
+    assert_eq!(nonsense.kind(), Kind::BadRequest, "{nonsense}");
+}
+
+#[tokio::test]
+async fn a_layout_and_an_archive_of_one_are_images_too() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"x")]), Zstd)], "amd64");
+    let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    Image::write(&dir.path().join("layout"), &[(&image, "amd64")]);
+    let tar = dir.path().join("archive.tar");
+    let mut archive = tar::Builder::new(fs::File::create(&tar).unwrap());
+    archive.append_dir_all(".", dir.path().join("layout")).unwrap();
+    archive.finish().unwrap();
+    for reference in
+        [format!("oci:{}:image", dir.path().join("layout").display()), format!("oci-archive:{}", tar.display())]
+    {
+        let request =
+            serde_json::json!({ "reference": reference, "store": store.path(), "skip_tls_verification": false });
+        let pulled = pull(serde_json::from_value(request).unwrap()).await.unwrap();
+        assert_eq!(fs::read(pulled.layers[0].join("a")).unwrap(), b"x");
+        fs::remove_dir_all(store.path().join("layers")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_skopeo_that_is_too_old_to_be_safe_is_refused() {
+    let Some(registry) = Registry::start() else { return };
+    let version = std::process::Command::new("skopeo").arg("--version").output().unwrap().stdout;
+    let version = String::from_utf8_lossy(&version).into_owned();
+    let minor: u32 = version.split('.').nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+    registry.push("a:1", &[(&Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64"), "amd64")], &[]);
+    let store = tempfile::tempdir().unwrap();
+    let pulled = pull(Request { server: Server::Skopeo, ..secure(&registry, "a:1", store.path()) }).await;
+    if minor >= 19 {
+        pulled.unwrap();
+    } else {
+        let text = pulled.unwrap_err().to_string();
+        assert!(text.contains("0.2.8"), "{text}");
+    }
 }

@@ -32,6 +32,16 @@ pub struct Config {
     pub container_pipe_size: Option<usize>,
     /// How long one image may take to be pulled.
     pub image_pull_timeout: Duration,
+    /// The file of the guest's image that says which container images may be used; `None` is the usual one.
+    pub image_policy_file: Option<String>,
+    /// The file of the guest's image with credentials for registries; `None` is the usual one.
+    pub image_registry_auth: Option<String>,
+    /// Whether container images must be named by digest.
+    pub require_image_digest: bool,
+    /// The proxy through which registries are reached, and the hosts that are reached without it.
+    pub https_proxy: Option<String>,
+    /// See `https_proxy`.
+    pub no_proxy: Option<String>,
     /// How long to wait for a device that was plugged in.
     pub hotplug_timeout: Duration,
     /// The host's vsock port to call once initialisation is done.
@@ -48,6 +58,11 @@ impl Default for Config {
             server_addr: Address::Vsock { cid: u32::MAX, port: AGENT_PORT },
             container_pipe_size: None,
             image_pull_timeout: Duration::from_secs(1200),
+            image_policy_file: None,
+            image_registry_auth: None,
+            require_image_digest: false,
+            https_proxy: None,
+            no_proxy: None,
             hotplug_timeout: Duration::from_secs(3),
             ready_port: None,
             cgroup_v1: false,
@@ -80,6 +95,11 @@ const KEYS: &[(&str, Setter)] = &[
     ("agent.server_addr", |c, v| set(&mut c.server_addr, v.parse().map_err(|_| "not an address"))),
     ("agent.container_pipe_size", |c, v| set(&mut c.container_pipe_size, pipe_size(v))),
     ("agent.image_pull_timeout", |c, v| set(&mut c.image_pull_timeout, seconds(v))),
+    ("agent.image_policy_file", |c, v| set(&mut c.image_policy_file, file(v))),
+    ("agent.image_registry_auth", |c, v| set(&mut c.image_registry_auth, file(v))),
+    ("nacre.require_image_digest", |c, v| set(&mut c.require_image_digest, flag(v))),
+    ("agent.https_proxy", |c, v| set(&mut c.https_proxy, text(v))),
+    ("agent.no_proxy", |c, v| set(&mut c.no_proxy, text(v))),
     ("agent.hotplug_timeout", |c, v| set(&mut c.hotplug_timeout, seconds(v))),
     ("nacre.ready_port", |c, v| set(&mut c.ready_port, number(v).map(port))),
     // The unified hierarchy is the default here, so what Kata's hosts send to ask for it changes nothing.
@@ -152,6 +172,16 @@ fn level(value: &str) -> Result<Level, &'static str> {
     }
 }
 
+/// A file of the guest's image, as a path or as Kata writes it.
+fn file(value: &str) -> Result<Option<String>, &'static str> {
+    let path = value.strip_prefix("file://").unwrap_or(value);
+    if path.starts_with('/') { Ok(Some(path.into())) } else { Err("not a file of the guest's image (file:///PATH)") }
+}
+
+fn text(value: &str) -> Result<Option<String>, &'static str> {
+    Ok((!value.is_empty()).then(|| value.into()))
+}
+
 fn number(value: &str) -> Result<u32, &'static str> {
     value.parse().map_err(|_| "not a number")
 }
@@ -192,7 +222,9 @@ mod tests {
     fn known_keys_are_followed() {
         let (config, complaints) = parse(
             "console=hvc0 agent.log=debug agent.log_vport=1025 agent.container_pipe_size=65536 agent.image_pull_timeout=7 \
-             agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030",
+             agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
+             agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
+             agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8",
         );
         assert_eq!(complaints, []);
         let expected = Config {
@@ -201,6 +233,11 @@ mod tests {
             server_addr: Address::Vsock { cid: u32::MAX, port: 2048 },
             container_pipe_size: Some(65536),
             image_pull_timeout: Duration::from_secs(7),
+            image_policy_file: Some("/etc/p.json".into()),
+            image_registry_auth: Some("/etc/a.json".into()),
+            require_image_digest: true,
+            https_proxy: Some("http://proxy:3128".into()),
+            no_proxy: Some("10.0.0.0/8".into()),
             hotplug_timeout: Duration::from_secs(9),
             ready_port: Some(1030),
             cgroup_v1: false,
@@ -215,6 +252,7 @@ mod tests {
             "agent.log",
             "agent.log_vport=-1",
             "agent.server_addr=http://x",
+            "agent.image_policy_file=https://x",
             "agent.container_pipe_size=9999999999",
             "agent.image_pull_timeout=0",
             "agent.hotplug_timeout=3s",

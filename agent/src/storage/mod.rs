@@ -8,6 +8,7 @@ mod directory;
 mod options;
 mod overlay;
 pub mod pull;
+pub mod rules;
 
 use std::collections::HashMap;
 use std::ffi::CString;

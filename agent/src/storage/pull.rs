@@ -16,6 +16,8 @@ use nacre_pull::{Auth, Event, Image, Request};
 use tokio::process::Command;
 use tokio::sync::watch;
 
+use super::rules::Rules;
+
 /// The longest image reference.
 const MAX_REFERENCE: usize = 1024;
 
@@ -40,7 +42,7 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// No image is named.
-    #[error("pull image {0:?}: the reference is empty or too long")]
+    #[error("pull image {0:?}: the reference is empty, too long, or no registry's")]
     Reference(String),
     /// It took too long.
     #[error("pull image {reference}: not done after {} s", timeout.as_secs())]
@@ -104,6 +106,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// How the worker is started.
     pub worker: WorkerCommand,
+    /// What the guest's image says of images.
+    pub rules: Rules,
 }
 
 /// The pulls of the whole agent.
@@ -155,7 +159,9 @@ impl Pulls {
 
     /// Pull `reference` for `container`.
     pub async fn pull(&self, container: &str, reference: &str) -> Result<Image, PullError> {
-        if reference.is_empty() || reference.len() > MAX_REFERENCE {
+        // Of this machine's files, a host has none to name.
+        let is_local = reference.starts_with("oci:") || reference.starts_with("oci-archive:");
+        if reference.is_empty() || reference.len() > MAX_REFERENCE || is_local {
             return Err(PullError::Reference(reference.chars().take(MAX_REFERENCE).collect()));
         }
         let progress = Progress { pulls: self, container, reference, begun: Instant::now() };
@@ -163,7 +169,9 @@ impl Pulls {
             *status = PullStatus { revision: status.revision, reference: reference.into(), ..PullStatus::new() };
             status.phase = Phase::RESOLVING.into();
         });
-        let engine = nacre_pull::client::pull(self.settings.worker.command(), self.request(reference), |event| {
+        let mut worker = self.settings.worker.command();
+        worker.envs(self.settings.rules.environment.iter().map(|(name, value)| (name, value)));
+        let engine = nacre_pull::client::pull(worker, self.request(reference), |event| {
             progress.event(event);
         });
         let result = match tokio::time::timeout(self.settings.timeout, engine).await {
@@ -195,6 +203,11 @@ impl Pulls {
             auth: access.auth,
             ca_pem: access.ca_pem,
             skip_tls_verification: access.skip_tls_verification,
+            auth_file: self.settings.rules.auth_file.clone(),
+            registries: self.settings.rules.registries.clone(),
+            policy: self.settings.rules.policy.clone(),
+            require_digest: self.settings.rules.require_digest,
+            server: nacre_pull::Server::Own,
         }
     }
 
@@ -234,7 +247,12 @@ impl Pulls {
     #[cfg(test)]
     pub(crate) fn for_tests() -> Arc<Pulls> {
         let worker = WorkerCommand { program: "/bin/false".into(), args: Vec::new() };
-        Pulls::new(Settings { store: "/nonexistent".into(), timeout: Duration::from_secs(5), worker })
+        Pulls::new(Settings {
+            store: "/nonexistent".into(),
+            timeout: Duration::from_secs(5),
+            worker,
+            rules: Rules::default(),
+        })
     }
 }
 

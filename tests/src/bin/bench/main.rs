@@ -1,6 +1,8 @@
 //! `make bench`: sizes, boot, memory and speed, measured now; beside a named peer where there is one, turn by turn in the same run.
 
 mod jail;
+mod pull;
+mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,16 +15,13 @@ use nacre_protocol::agent::GetMetricsRequest;
 use nacre_protocol::health::CheckRequest;
 use nacre_protocol::nacre::GetBootTimesRequest;
 use nacre_tests::agent::{Client, Guest, Process, limit};
-use nacre_tests::registry::Registry;
-use nacre_tests::{demo_image, image, suite};
+use nacre_tests::suite;
 use serde::Serialize;
-use serde_json::json;
 
 /// How often each is measured.
 const BOOTS: usize = 9;
 const CALLS: usize = 500;
 const RUNS: usize = 25;
-const PULLS: usize = 5;
 
 /// Measures Nacre.
 #[derive(Debug, Parser)]
@@ -98,8 +97,8 @@ fn main() -> Result<()> {
     if wanted(&["container.run_true"]) {
         all.push(runtime.block_on(run_true(&args.dist))?);
     }
-    if wanted(&["pull.demo"]) {
-        all.push(pull(&args.dist)?);
+    if wanted(&pull::NAMES) {
+        all.extend(pull::measure(&args.dist, |name| name.starts_with(&args.only))?);
     }
     // Last, for it parts this process's mounts from the host's.
     if wanted(&jail::NAMES) {
@@ -246,34 +245,4 @@ fn bundle_for_runc(dir: &Path) -> Result<bool> {
     let spec = suite::spec_json("bench", "rootfs", &["busybox", "true"], false);
     fs::write(dir.join("config.json"), spec.to_string()).context("write a bundle")?;
     Ok(true)
-}
-
-/// The demo image, from the registry on loopback to unpacked layers; beside skopeo, which only fetches and checks.
-fn pull(dist: &Path) -> Result<Measured> {
-    let dir = tempfile::tempdir().context("make a directory")?;
-    let layout = dir.path().join("image");
-    let written: image::Written = demo_image::write(&layout, &demo_image::cache())?;
-    let registry = Registry::start(None)?;
-    registry.push(&layout, "demo:1", None)?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for number in 0..PULLS {
-        let store = dir.path().join(format!("store{number}"));
-        let begun = Instant::now();
-        let mut command = Command::new(dist.join("bin/nacre-pull"));
-        command.args(["pull", "--ca"]).arg(registry.ca()).arg("--store").arg(&store).arg(registry.here("demo:1"));
-        let output = command.output().context("start nacre-pull")?;
-        ensure!(output.status.success(), "nacre-pull: {}", String::from_utf8_lossy(&output.stderr));
-        ours.push(ms(begun.elapsed()));
-
-        let begun = Instant::now();
-        let mut command = Command::new("skopeo");
-        command.args(["copy", "--quiet", "--preserve-digests", "--src-tls-verify=false"]);
-        command.arg(format!("docker://{}", registry.here("demo:1")));
-        let output = command.arg(format!("dir:{}", dir.path().join(format!("dir{number}")).display())).output();
-        let output = output.context("start skopeo")?;
-        ensure!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
-        theirs.push(ms(begun.elapsed()));
-    }
-    eprintln!("pull.demo: {}", json!({ "layers": written.layers.len(), "bytes": written.bytes }));
-    Ok(Measured::many("pull.demo", "ms", &mut ours).beside("skopeo copy (no unpacking)", &mut theirs))
 }

@@ -1,0 +1,176 @@
+//! Where blobs come from, and how they reach the client: whole, or from where a broken transfer left off.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use oci_spec::image::Descriptor;
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+
+use super::http::is_silence;
+use super::layout::Layout;
+use super::manifest::{Found, Manifest};
+use super::options::Options;
+use super::registry::Registry;
+use crate::error::{Error, Kind, Result};
+use crate::reference;
+
+/// How much is read at once.
+const CHUNK: usize = 256 << 10;
+
+/// How often a transfer that breaks off is taken up again without much progress between; one that falls silent, once.
+const MOST_RESUMES: u32 = 3;
+const SILENCE_COUNTS: u32 = 3;
+const MUCH: u64 = 1 << 20;
+
+/// The largest configuration.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// What has manifests and blobs: a registry, or a directory.
+pub(super) trait Source: Send + Sync {
+    /// The manifest that a tag or a digest stands for.
+    fn manifest(&self, name: &str) -> Result<Found>;
+    /// A blob from its byte `from` on. The digest is a well-formed one.
+    fn open(&self, digest: &str, from: u64) -> Result<Part>;
+}
+
+/// What comes of a blob.
+pub(super) struct Part {
+    pub(super) reader: Box<dyn Read + Send>,
+    /// How long the whole blob is, as the source says.
+    pub(super) whole: Option<u64>,
+}
+
+impl Part {
+    /// As the protocol has it: −1 for what is not known.
+    pub(super) fn length(&self) -> i64 {
+        self.whole.and_then(|length| i64::try_from(length).ok()).unwrap_or(-1)
+    }
+}
+
+/// Finds the image `name`, which has its transport before it (containers-transports(5)).
+pub(super) fn find(name: &str, options: &Options) -> Result<(Arc<dyn Source>, Manifest)> {
+    let (transport, place) = name.split_once(':').unwrap_or(("", name));
+    match transport {
+        "docker" => {
+            let (registry, manifest) = Registry::find(place.strip_prefix("//").unwrap_or(place), options)?;
+            Ok((Arc::new(registry), manifest))
+        }
+        "oci" | "oci-archive" => {
+            let (layout, tag) = Layout::open(transport, place)?;
+            let manifest = Manifest::find(&tag, |name| layout.manifest(name))?;
+            Ok((Arc::new(layout), manifest))
+        }
+        _ => Err(Error::new(
+            Kind::BadRequest,
+            format!("the transport {transport:.40?} is unknown: docker://, oci: and oci-archive: are known"),
+        )),
+    }
+}
+
+/// A blob that fits into memory, checked: the configuration.
+pub(super) fn small(source: &dyn Source, blob: &Descriptor) -> Result<Vec<u8>> {
+    let (digest, size) = (blob.digest().to_string(), blob.size());
+    if size > MAX_CONFIG || !crate::registry::is_config(blob.media_type()) {
+        return Err(Error::bad_image(format!("the configuration {digest} is too large, or none")));
+    }
+    let expected = reference::sha256(&digest)?;
+    let mut bytes = Vec::new();
+    let read = source.open(&digest, 0)?.reader.take(size + 1).read_to_end(&mut bytes);
+    read.map_err(|error| broken(&error))?;
+    if <[u8; 32]>::from(Sha256::digest(&bytes)) != expected {
+        return Err(corrupt(&digest));
+    }
+    Ok(bytes)
+}
+
+pub(super) fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&pipe, bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::PIPE) => return Ok(()), // the client has had enough
+            Err(error) => return Err(Error::system("write to a pipe", error)),
+        }
+    }
+    Ok(())
+}
+
+/// Copies a blob to the pipe. What it is, the client checks.
+pub(super) fn copy(source: &dyn Source, part: Part, digest: &str, pipe: &OwnedFd) -> Result<()> {
+    each_piece(source, part, digest, |piece| {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            match rustix::io::write(pipe, rest) {
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE) => return Ok(false),
+                Err(error) => return Err(Error::system("write to a pipe", error)),
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// The same, checked here: for a client that asks afterwards (`FinishPipe`).
+pub(super) fn copy_checked(source: &dyn Source, part: Part, digest: &str, size: u64, pipe: &OwnedFd) -> Result<()> {
+    let expected = reference::sha256(digest)?;
+    let (mut hash, mut length) = (Sha256::new(), 0u64);
+    each_piece(source, part, digest, |piece| {
+        hash.update(piece);
+        length = length.saturating_add(piece.len() as u64);
+        write_all(pipe, piece)?;
+        Ok(length <= size)
+    })?;
+    if length != size || <[u8; 32]>::from(hash.finalize()) != expected {
+        return Err(corrupt(digest));
+    }
+    Ok(())
+}
+
+/// Reads a blob to its end, resuming what breaks off, until `take` has had enough.
+fn each_piece(
+    source: &dyn Source,
+    mut part: Part,
+    digest: &str,
+    mut take: impl FnMut(&[u8]) -> Result<bool>,
+) -> Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let (mut at, mut resumes, mut resumed_at) = (0u64, 0, 0);
+    let whole = part.whole;
+    loop {
+        let read = part.reader.read(&mut buffer);
+        let failure = match &read {
+            Ok(0) if whole.is_none_or(|whole| at >= whole) => return Ok(()),
+            Ok(0) => broken(&std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                at = at.saturating_add(*length as u64);
+                if !take(buffer.get(..*length).unwrap_or_default())? {
+                    return Ok(());
+                }
+                continue;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => broken(error),
+        };
+        if at.saturating_sub(resumed_at) >= MUCH {
+            resumes = 0;
+        }
+        resumes += if read.as_ref().is_err_and(is_silence) { SILENCE_COUNTS } else { 1 };
+        if resumes > MOST_RESUMES {
+            return Err(failure);
+        }
+        resumed_at = at;
+        part = source.open(digest, at)?;
+    }
+}
+
+fn broken(error: &std::io::Error) -> Error {
+    let what = if is_silence(error) { "has sent nothing for too long" } else { "ended the transfer early" };
+    Error::new(Kind::Stalled, format!("the registry {what}: try again [{error}]"))
+}
+
+fn corrupt(digest: &str) -> Error {
+    Error::new(Kind::Corrupt, format!("the registry serves something else as {digest}: push the image again"))
+}

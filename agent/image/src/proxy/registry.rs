@@ -1,0 +1,316 @@
+//! A registry: one repository of it (distribution specification), with the token that it wants, and another try where that may help.
+
+use std::io::Read as _;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use ureq::http::StatusCode;
+
+use super::body::{Part, Source};
+use super::http::{Http, Response};
+use super::manifest::{ACCEPTED, Found, MAX_MANIFEST, Manifest};
+use super::options::Options;
+use crate::access::challenge::{self, Challenge};
+use crate::access::credentials::{Credentials, Secret};
+use crate::access::registries::{Endpoint, Registries};
+use crate::error::{Error, Kind, Result};
+
+/// How long to wait before each further try of what may pass.
+const WAITS: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
+
+/// The longest that a registry may ask us to wait.
+const MAX_WAIT: u64 = 20;
+
+/// The largest answer of a token server, and of a refusal.
+const MAX_TOKEN: u64 = 1 << 20;
+const MAX_REFUSAL: u64 = 64 << 10;
+
+/// Docker's registry is not where its name says.
+const DOCKER: (&str, &str) = ("docker.io", "registry-1.docker.io");
+
+/// One repository.
+pub(super) struct Registry {
+    http: Http,
+    base: String,
+    repository: String,
+    secret: Option<Secret>,
+    insecure: bool,
+    /// The header that the registry took last.
+    authorization: Mutex<Option<String>>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+impl Registry {
+    /// Finds the image `reference` at the first of its places that has it.
+    pub(super) fn find(reference: &str, options: &Options) -> Result<(Registry, Manifest)> {
+        let registries = match &options.registries {
+            Some(path) => Registries::parse(&crate::limited::read_text(path)?)?,
+            None => Registries::default(),
+        };
+        let credentials = match &options.auth_file {
+            Some(path) => Credentials::parse(&crate::limited::read(path, crate::limited::MAX_TEXT)?)?,
+            None => Credentials::default(),
+        };
+        let mut first = None;
+        for endpoint in registries.endpoints(reference)? {
+            let found = Registry::at(&endpoint, &credentials, options).and_then(|(registry, name)| {
+                let manifest = Manifest::find(&name, |name| registry.manifest(name))?;
+                Ok((registry, manifest))
+            });
+            match found {
+                // The last place is the image's own: its error is the one that counts.
+                Err(error) if endpoint.is_mirror => drop(first.get_or_insert(error)),
+                found => return found,
+            }
+        }
+        Err(first.unwrap_or_else(|| Error::new(Kind::NotFound, format!("{reference}: it has no place"))))
+    }
+
+    /// What vouches for the image `name`, which has its transport before it.
+    pub(super) fn find_here(name: &str, options: &Options) -> Result<serde_json::Value> {
+        let reference = name.strip_prefix("docker://").unwrap_or(name);
+        let (registry, manifest) = Registry::find(reference, options)?;
+        super::signatures::of(&registry, &manifest)
+    }
+
+    /// The index of what refers to a manifest; `None` from a registry that keeps none.
+    pub(super) fn referrers(&self, digest: &str, artifact_type: &str) -> Result<Option<Vec<u8>>> {
+        let kind = artifact_type.replace('+', "%2B");
+        match self.get(&format!("referrers/{digest}?artifactType={kind}"), &[]) {
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Unreachable) => Ok(None),
+            response => read(response?, MAX_MANIFEST).map(Some),
+        }
+    }
+
+    /// The repository that an endpoint names, and the tag or digest in it.
+    fn at(endpoint: &Endpoint, credentials: &Credentials, options: &Options) -> Result<(Registry, String)> {
+        let (host, path, name) = take_apart(&endpoint.reference)?;
+        let insecure = options.insecure || endpoint.insecure;
+        let options = Options {
+            silence: options.silence,
+            auth_file: None,
+            certificates: options.certificates.clone(),
+            registries: None,
+            insecure,
+        };
+        let host = if host == DOCKER.0 { DOCKER.1 } else { host };
+        let mut registry = Registry {
+            http: Http::new(&options)?,
+            base: format!("https://{host}/v2/{path}"),
+            repository: path.into(),
+            secret: credentials.for_reference(&endpoint.reference)?,
+            insecure,
+            authorization: Mutex::default(),
+        };
+        // Who takes any certificate takes none, too, if there is none.
+        if insecure && registry.http.get(&format!("https://{host}/v2/"), &[]).is_err() {
+            registry.base = format!("http://{host}/v2/{path}");
+        }
+        Ok((registry, name.into()))
+    }
+
+    /// Asks until there is an answer that will stay the same.
+    fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
+        let url = format!("{}/{path}", self.base);
+        let mut waits = WAITS.iter();
+        let (mut asked_for_leave, mut silent) = (false, false);
+        loop {
+            let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut all = headers.to_vec();
+            all.extend(authorization.as_deref().map(|value| ("authorization", value)));
+            let (error, wait) = match self.http.get(&url, &all) {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !asked_for_leave => {
+                    asked_for_leave = true;
+                    self.ask_for_leave(&response)?;
+                    continue;
+                }
+                Ok(response) => {
+                    let wait = may_pass(response.status()).then(|| asked_to_wait(&response));
+                    (refusal(path, response), wait)
+                }
+                Err(error) => {
+                    let wait = (error.kind == Kind::Stalled && !silent).then_some(None);
+                    silent = true;
+                    (error, wait)
+                }
+            };
+            match (wait, waits.next()) {
+                (Some(asked), Some(usual)) => std::thread::sleep(asked.unwrap_or(*usual)),
+                _ => return Err(error),
+            }
+        }
+    }
+
+    /// Gets what the registry wants to see: a token from the server that it names, or the user's name and password.
+    fn ask_for_leave(&self, refused: &Response) -> Result<()> {
+        let headers: Vec<&str> =
+            refused.headers().get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok()).collect();
+        let challenges = challenge::parse(&headers);
+        let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
+        let value = match (of("bearer"), of("basic"), &self.secret) {
+            (Some(bearer), _, _) => format!("Bearer {}", self.token(bearer)?),
+            (None, Some(_), Some(Secret::Basic { username, password })) => basic(username, password),
+            (None, Some(_), _) => return Err(unauthorized("it asks for a user name and a password")),
+            (None, None, _) => return Err(unauthorized("it does not say what it asks for")),
+        };
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        Ok(())
+    }
+
+    fn token(&self, bearer: &Challenge) -> Result<String> {
+        let url = challenge::bearer_url(bearer, &self.repository, self.insecure)?;
+        let response = match &self.secret {
+            Some(Secret::IdentityToken(token)) => {
+                let (realm, _) = url.split_once('?').unwrap_or((&url, ""));
+                let scope = format!("repository:{}:pull", self.repository);
+                let service =
+                    bearer.parameters.iter().find(|(name, _)| name == "service").map_or("", |(_, value)| value);
+                self.http.post(
+                    realm,
+                    &[
+                        ("grant_type", "refresh_token"),
+                        ("client_id", "nacre"),
+                        ("service", service),
+                        ("scope", &scope),
+                        ("refresh_token", token),
+                    ],
+                )?
+            }
+            Some(Secret::Basic { username, password }) => {
+                self.http.get(&url, &[("authorization", &basic(username, password))])?
+            }
+            None => self.http.get(&url, &[])?,
+        };
+        if !response.status().is_success() {
+            return Err(refusal("the token", response));
+        }
+        let bytes = read(response, MAX_TOKEN)?;
+        let token: Token = serde_json::from_slice(&bytes)
+            .map_err(|_| Error::new(Kind::Unreachable, "the token server's answer makes no sense"))?;
+        let token =
+            token.token.or(token.access_token).filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
+        token.ok_or_else(|| Error::new(Kind::Unreachable, "the token server gives no token"))
+    }
+}
+
+impl Source for Registry {
+    fn manifest(&self, name: &str) -> Result<Found> {
+        let response = self.get(&format!("manifests/{name}"), &[("accept", &ACCEPTED.join(", "))])?;
+        let media_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
+        let media_type = media_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_string());
+        Ok(Found { bytes: read(response, MAX_MANIFEST)?, media_type })
+    }
+
+    fn open(&self, digest: &str, from: u64) -> Result<Part> {
+        let path = format!("blobs/{digest}");
+        let range = format!("bytes={from}-");
+        let headers = [("range", range.as_str())];
+        let response = self.get(&path, if from > 0 { &headers } else { &[] })?;
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let length = response.body().content_length();
+        let whole = length.map(|length| if partial { length.saturating_add(from) } else { length });
+        let mut reader = response.into_body().into_with_config().limit(u64::MAX).reader();
+        if from > 0 && !partial {
+            // It sends the whole again.
+            let skipped = std::io::copy(&mut (&mut reader).take(from), &mut std::io::sink());
+            skipped.map_err(|error| {
+                Error::new(Kind::Stalled, format!("the registry ended the transfer early: try again [{error}]"))
+            })?;
+        }
+        Ok(Part { reader: Box::new(reader), whole })
+    }
+}
+
+/// Host, repository and tag or digest of a full reference.
+fn take_apart(reference: &str) -> Result<(&str, &str, &str)> {
+    let wrong = || Error::new(Kind::BadRequest, format!("{reference:.200?} is no full image reference"));
+    let (host, rest) = reference.split_once('/').ok_or_else(wrong)?;
+    let (path, name) = match rest.split_once('@') {
+        Some((path, digest)) => (path.split_once(':').map_or(path, |(path, _)| path), digest),
+        None => rest.rsplit_once(':').unwrap_or((rest, "latest")),
+    };
+    if host.is_empty()
+        || path.is_empty()
+        || path.split('/').any(|part| matches!(part, "" | "." | ".."))
+        || name.contains('/')
+    {
+        return Err(wrong());
+    }
+    Ok((host, path, name))
+}
+
+fn basic(username: &str, password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+}
+
+fn may_pass(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+}
+
+fn asked_to_wait(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse::<u64>().ok()?;
+    Some(Duration::from_secs(seconds.min(MAX_WAIT)))
+}
+
+fn unauthorized(reason: &str) -> Error {
+    Error::new(
+        Kind::Unauthorized,
+        format!("the registry refuses: are the user name and password right, and may they pull this image? [{reason}]"),
+    )
+}
+
+/// What an answer that is no success means.
+fn refusal(what: &str, response: Response) -> Error {
+    let status = response.status();
+    let text = read(response, MAX_REFUSAL).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let said: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(300).collect();
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => unauthorized(&format!("{what}: {status} {said}")),
+        StatusCode::NOT_FOUND => Error::new(
+            Kind::NotFound,
+            format!("the registry has no such image: are its name and tag right? [{what}: {said}]"),
+        ),
+        status if may_pass(status) => Error::new(
+            Kind::Stalled,
+            format!("the registry has no time or is ill: try again [{what}: {status} {said}]"),
+        ),
+        _ => Error::new(Kind::Unreachable, format!("the registry answers {status} [{what}: {said}]")),
+    }
+}
+
+fn read(response: Response, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut reader = response.into_body().into_with_config().limit(u64::MAX).reader().take(limit + 1);
+    reader.read_to_end(&mut bytes).map_err(|error| {
+        Error::new(Kind::Stalled, format!("the registry ended the transfer early: try again [{error}]"))
+    })?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::bad_image(format!("the registry's answer is longer than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_reference_is_taken_apart() {
+        assert_eq!(take_apart("h:5000/a/b:1").unwrap(), ("h:5000", "a/b", "1"));
+        assert_eq!(take_apart("h/a").unwrap(), ("h", "a", "latest"));
+        assert_eq!(take_apart("h/a:1@sha256:00").unwrap(), ("h", "a", "sha256:00"));
+        for bad in ["a", "h/", "/a", "h/a/../b:1", "h//a"] {
+            assert!(take_apart(bad).is_err(), "{bad}");
+        }
+    }
+}

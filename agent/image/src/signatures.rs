@@ -1,0 +1,186 @@
+//! The image policy, asked: signatures are fetched if it wants any, and it judges before anything of the image is used.
+//!
+//! Signatures come by our own server of the proxy's protocol, whoever fetches the image: the protocol has no word for them. What it says is only a
+//! stranger's word: what was signed, and that it leads to the image, is checked here.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Kind, Result};
+use crate::policy::{Named, Policy, Signature};
+use crate::registry::{Access, Found};
+use crate::stream::Watched;
+use crate::{Request, reference};
+
+/// The most that is read of signatures.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// How many silences of the registry all signatures may take.
+const PATIENCE: u32 = 4;
+
+/// What the server has found.
+#[derive(Deserialize)]
+struct Evidence {
+    /// From the index to the image's own.
+    manifests: Vec<String>,
+    legacy: Vec<Legacy>,
+    bundles: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Legacy {
+    payload: String,
+    signature: String,
+}
+
+/// The entries of an index.
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    digest: String,
+}
+
+/// Judges the image that was `found`.
+///
+/// # Errors
+/// [`Kind::Denied`] with the rule that is not met.
+pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -> Result<()> {
+    if request.require_digest && !request.reference.contains('@') {
+        return Err(Error::new(
+            Kind::Denied,
+            format!("{}: images must be named by digest here (NAME@sha256:…)", request.reference),
+        ));
+    }
+    let Some(policy) = &request.policy else { return Ok(()) };
+    if reference::is_local(&request.reference) {
+        let reason = "an image policy is about registries, and this is none";
+        return Err(Error::new(Kind::Denied, format!("{}: {reason}", request.reference)));
+    }
+    let bad = |error: &dyn std::fmt::Display| Error::new(Kind::BadRequest, error.to_string());
+    let policy = Policy::parse(policy.as_bytes()).map_err(|error| bad(&error))?;
+    let named = Named::parse(&request.reference).map_err(|error| bad(&error))?;
+    let denied = |error: crate::policy::Denied| Error::new(Kind::Denied, error.to_string());
+    if !policy.needs_signatures(&named) {
+        return policy.judge(&named, &found.bytes, &[]).map_err(denied);
+    }
+    let command = Access::prepare(request)?;
+    let arguments = command.server(silence);
+    let name = reference::transport(&request.reference);
+    let asked = tokio::task::spawn_blocking(move || ask(arguments, &name, silence));
+    let answer = asked.await.map_err(|error| Error::new(Kind::Internal, format!("fetch signatures: {error}")))??;
+    drop(command);
+    let evidence: Evidence = serde_json::from_slice(&answer).map_err(|error| bad(&error))?;
+    let manifests = evidence.manifests.iter().map(|text| decode(text)).collect::<Result<Vec<_>>>()?;
+    check_way(request, found, &manifests)?;
+    let signatures = signatures(&evidence)?;
+    // Either the index is vouched for, or the image that it leads to.
+    let mut result = Ok(());
+    for manifest in manifests.iter().rev() {
+        result = policy.judge(&named, manifest, &signatures).map_err(denied);
+        if result.is_ok() {
+            return result;
+        }
+    }
+    result
+}
+
+fn signatures(evidence: &Evidence) -> Result<Vec<Signature>> {
+    let legacy = evidence.legacy.iter().map(|signature| {
+        let payload = decode(&signature.payload)?;
+        Ok(Signature::Legacy { payload, signature_base64: signature.signature.clone() })
+    });
+    legacy.chain(evidence.bundles.iter().map(|bundle| decode(bundle).map(Signature::Bundle))).collect()
+}
+
+fn decode(text: &str) -> Result<Vec<u8>> {
+    STANDARD.decode(text).map_err(|error| Error::new(Kind::Internal, format!("an answer makes no sense: {error}")))
+}
+
+/// Whether these manifests lead from the name to the image that was found.
+fn check_way(request: &Request, found: &Found, manifests: &[Vec<u8>]) -> Result<()> {
+    let digest_of = |bytes: &Vec<u8>| format!("sha256:{}", hex::encode(Sha256::digest(bytes)));
+    let other = || Error::new(Kind::Corrupt, "the registry has another image by now: try again");
+    let digests: Vec<String> = manifests.iter().map(digest_of).collect();
+    if digests.last() != Some(&found.manifest_digest) {
+        return Err(other());
+    }
+    if let Some((_, asked)) = request.reference.split_once('@')
+        && !digests.iter().any(|digest| digest == asked)
+    {
+        return Err(other());
+    }
+    for (manifest, next) in manifests.iter().zip(digests.iter().skip(1)) {
+        let index: Index = serde_json::from_slice(manifest)
+            .map_err(|error| Error::bad_image(format!("the image's index makes no sense: {error}")))?;
+        if !index.manifests.iter().any(|entry| entry.digest == *next) {
+            return Err(other());
+        }
+    }
+    Ok(())
+}
+
+/// Has a server of our own, started as `command`, find what vouches for the image `name`.
+fn ask(mut command: Command, name: &str, silence: Duration) -> Result<Vec<u8>> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let fail = |error: rustix::io::Errno| Error::system("start the registry client", error);
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).map_err(fail)?;
+    let (read, write) = std::io::pipe().map_err(|error| Error::system("make a pipe", error))?;
+    command.stdin(Stdio::from(theirs)).stdout(Stdio::from(write)).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(|error| Error::system("start the registry client", error))?;
+    drop(command); // which holds the pipe's other end
+    let packet = serde_json::json!({ "method": "FindSignatures", "args": [name] }).to_string();
+    std::fs::File::from(ours.try_clone().map_err(|error| Error::system("ask the registry client", error))?)
+        .write_all(packet.as_bytes())
+        .map_err(|error| Error::system("ask the registry client", error))?;
+    let watched = Watched::new(std::fs::File::from(OwnedFd::from(read)), silence * PATIENCE);
+    let mut answer = Vec::new();
+    let result = watched.take(MAX_ANSWER).read_to_end(&mut answer);
+    drop(ours);
+    let _ = child.kill(); // it has said all it has to say
+    let _ = child.wait();
+    result.map_err(|error| Error::reading("fetch signatures", error))?;
+    match Error::from_wire(std::str::from_utf8(&answer).unwrap_or_default()) {
+        Some(error) => Err(error.context("fetch signatures")),
+        None => Ok(answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_must_lead_from_the_name_to_the_image() {
+        let image = b"{}".to_vec();
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&image)));
+        let index = format!(r#"{{"manifests":[{{"digest":"{digest}"}}]}}"#).into_bytes();
+        let index_digest = format!("sha256:{}", hex::encode(Sha256::digest(&index)));
+        let found = Found {
+            manifest_digest: digest.clone(),
+            bytes: image.clone(),
+            manifest: serde_json::from_value(serde_json::json!({ "schemaVersion": 2, "layers": [], "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": 2 } }))
+            .unwrap(),
+            config: Default::default(),
+        };
+        let request = |name: &str| Request { reference: name.into(), ..crate::client::tests::request() };
+        assert!(check_way(&request("h/a:1"), &found, &[index.clone(), image.clone()]).is_ok());
+        assert!(check_way(&request(&format!("h/a@{index_digest}")), &found, &[index.clone(), image.clone()]).is_ok());
+        assert!(check_way(&request(&format!("h/a@{index_digest}")), &found, &[image.clone()]).is_err());
+        assert!(check_way(&request("h/a:1"), &found, &[b"{\"manifests\":[]}".to_vec(), image]).is_err());
+        assert!(check_way(&request("h/a:1"), &found, &[index]).is_err());
+        assert!(check_way(&request("h/a:1"), &found, &[]).is_err());
+    }
+}

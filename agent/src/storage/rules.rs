@@ -1,0 +1,99 @@
+//! What the guest's image says of images: which may be used, where they are had, who asks. All of it is measured with the image; a rule that is
+//! there and can't be read admits nothing.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
+
+use crate::config::Config;
+
+/// Where the rules are, unless the kernel's command line names another file.
+const POLICY: &str = "/etc/containers/policy.json";
+const REGISTRIES: &str = "/etc/containers/registries.conf";
+const AUTH: &str = "/etc/containers/auth.json";
+
+/// The largest file of rules.
+const MAX_RULES: u64 = 1 << 20;
+
+/// A policy that admits no image.
+const REJECT: &str = r#"{"default":[{"type":"reject"}]}"#;
+
+/// See the module's description.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// containers-policy.json(5); without one any image is admitted.
+    pub policy: Option<String>,
+    /// Whether images must be named by digest.
+    pub require_digest: bool,
+    /// containers-registries.conf(5).
+    pub registries: Option<String>,
+    /// containers-auth.json(5).
+    pub auth_file: Option<String>,
+    /// Environment variables of the puller: its way out.
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Rules {
+    /// The rules of the guest whose root is `root`.
+    pub fn of_image(root: &Path, config: &Config) -> Rules {
+        let read = |named: &Option<String>, usual: &str| {
+            let path = named.as_deref().unwrap_or(usual);
+            match read(&root.join(path.trim_start_matches('/'))) {
+                Err(error) if error.kind() == ErrorKind::NotFound && named.is_none() => Ok(None),
+                text => text.map(Some).map_err(|error| {
+                    tracing::error!(path, %error, "no image is admitted: a rule can't be read");
+                }),
+            }
+        };
+        let policy = read(&config.image_policy_file, POLICY);
+        let registries = read(&None, REGISTRIES);
+        let auth_file = read(&config.image_registry_auth, AUTH);
+        let readable = policy.is_ok() && registries.is_ok() && auth_file.is_ok();
+        let policy = if readable { policy.unwrap_or_default() } else { Some(REJECT.into()) };
+        if policy.is_none() {
+            tracing::warn!("IMAGE POLICY: ANY IMAGE: this is a development image");
+        }
+        let variable = |name, value: &Option<String>| value.clone().map(|value| (name, value));
+        let environment = [variable("HTTPS_PROXY", &config.https_proxy), variable("NO_PROXY", &config.no_proxy)];
+        Rules {
+            policy,
+            require_digest: config.require_image_digest,
+            registries: registries.unwrap_or_default(),
+            auth_file: auth_file.unwrap_or_default(),
+            environment: environment.into_iter().flatten().collect(),
+        }
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_RULES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_RULES {
+        return Err(ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_that_cannot_be_read_admits_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config::default();
+        assert_eq!(Rules::of_image(root.path(), &config), Rules::default());
+
+        let dir = root.path().join("etc/containers");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("policy.json"), "own").unwrap();
+        std::fs::write(dir.join("registries.conf"), "places").unwrap();
+        let rules = Rules::of_image(root.path(), &config);
+        assert_eq!((rules.policy.as_deref(), rules.registries.as_deref()), (Some("own"), Some("places")));
+
+        let named = Config { image_policy_file: Some("/etc/other".into()), ..Config::default() };
+        assert_eq!(Rules::of_image(root.path(), &named).policy.as_deref(), Some(REJECT));
+        std::fs::write(dir.join("registries.conf"), [0xff]).unwrap();
+        assert_eq!(Rules::of_image(root.path(), &config).policy.as_deref(), Some(REJECT));
+    }
+}

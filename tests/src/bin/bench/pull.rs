@@ -1,0 +1,303 @@
+//! Pulls from a registry on loopback to unpacked, verified layers, beside what else does that: podman, containerd, and skopeo with umoci. All of
+//! them write to memory, so that no disk is measured.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use nacre_tests::image::{Compression, Image, Layer, Written};
+use nacre_tests::registry::Registry;
+use nacre_tests::{demo_image, dist};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::tree::{self, Cost};
+use crate::{Measured, ms};
+
+/// How often each is measured.
+const RUNS: usize = 3;
+
+/// The names of the rows.
+pub(crate) const NAMES: [&str; 13] = [
+    "pull.small.wall",
+    "pull.small.cpu",
+    "pull.small.peak_memory",
+    "pull.python.wall",
+    "pull.python.cpu",
+    "pull.python.peak_memory",
+    "pull.files.wall",
+    "pull.files.cpu",
+    "pull.files.peak_memory",
+    "pull.layers.wall",
+    "pull.layers.cpu",
+    "pull.layers.peak_memory",
+    "pull.floor",
+];
+
+/// Python with what people compute with, a layer each.
+const PYTHON: [&[&str]; 3] = [
+    &["libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal", "libc6"],
+    &["python3-numpy", "libopenblas0-pthread", "libgfortran5"],
+    &["python3-scipy"],
+];
+
+/// The other ways to pull.
+#[derive(Debug, Clone, Copy)]
+enum Peer {
+    Podman,
+    Containerd,
+    SkopeoUmoci,
+}
+
+const PEERS: [(Peer, &str); 3] = [
+    (Peer::Podman, "podman pull"),
+    (Peer::Containerd, "ctr image pull"),
+    (Peer::SkopeoUmoci, "skopeo copy+umoci unpack"),
+];
+
+/// Writes an image into a directory.
+type Write = fn(&Path) -> Result<Written>;
+
+/// What of a cost a row is about, and its unit.
+type Column = (&'static str, fn(&Cost) -> f64);
+
+/// Where all is done.
+struct Bench<'a> {
+    dist: &'a Path,
+    dir: tempfile::TempDir,
+    registry: Registry,
+    containerd: Child,
+}
+
+impl Drop for Bench<'_> {
+    fn drop(&mut self) {
+        let _ = self.containerd.kill(); // it may have ended
+        let _ = self.containerd.wait();
+    }
+}
+
+/// Measures the rows that are `wanted`.
+pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Measured>> {
+    if !dist::have(&["podman", "containerd", "ctr", "skopeo", "umoci", "docker-registry"]) {
+        return Ok(Vec::new());
+    }
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let dir = dir.context("make a directory")?;
+    let containerd = containerd(dir.path())?;
+    let bench = Bench { dist, dir, registry: Registry::start(None)?, containerd };
+    let mut all = Vec::new();
+    let images: [(&str, [&'static str; 3], Write); 4] = [
+        ("small", names(0), |dir| demo_image::write(dir, &demo_image::cache())),
+        ("python", names(1), python),
+        ("files", names(2), many_files),
+        ("layers", names(3), many_layers),
+    ];
+    for (image, names, write) in images {
+        let with_floor = image == "python" && wanted("pull.floor");
+        if !with_floor && !names.iter().any(|name| wanted(name)) {
+            continue;
+        }
+        let layout = bench.dir.path().join(image);
+        let written = write(&layout)?;
+        eprintln!("pull.{image}: {}", json!({ "layers": written.layers.len(), "bytes": written.bytes }));
+        bench.registry.push(&layout, &format!("{image}:1"), None)?;
+        all.extend(bench.image(image, names)?);
+        if with_floor {
+            all.push(bench.floor(image, &layout, &written)?);
+        }
+        fs::remove_dir_all(&layout).context("remove an image")?;
+    }
+    Ok(all)
+}
+
+fn names(image: usize) -> [&'static str; 3] {
+    let name = |row: usize| NAMES.get(image * 3 + row).copied().unwrap_or_default();
+    [name(0), name(1), name(2)]
+}
+
+impl Bench<'_> {
+    /// The three rows of an image: ours beside the fastest.
+    fn image(&self, image: &str, names: [&'static str; 3]) -> Result<Vec<Measured>> {
+        let (mut ours, mut theirs) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+        for _ in 0..RUNS {
+            ours.push(self.ours(image)?);
+            for ((peer, _), costs) in PEERS.iter().zip(&mut theirs) {
+                costs.push(self.peer(*peer, image)?);
+            }
+        }
+        let column = |costs: &[Cost], of: fn(&Cost) -> f64| costs.iter().map(of).collect::<Vec<f64>>();
+        for ((_, name), costs) in PEERS.iter().zip(&theirs) {
+            let median = |of| crate::median(&mut column(costs, of)).0;
+            let (wall, cpu, peak) = (median(|c| c.wall_ms), median(|c| c.cpu_ms), median(|c| c.peak_kib));
+            eprintln!("pull.{image}: {name}: {wall:.0} ms, {cpu:.0} ms of processors, {peak:.0} KiB");
+        }
+        let wall = |costs: &Vec<Cost>| crate::median(&mut column(costs, |cost| cost.wall_ms)).0;
+        let fastest = PEERS.iter().zip(&theirs).min_by(|a, b| wall(a.1).total_cmp(&wall(b.1)));
+        let ((_, peer), theirs) = fastest.context("there is no peer")?;
+        let columns: [Column; 3] =
+            [("ms", |cost| cost.wall_ms), ("ms", |cost| cost.cpu_ms), ("KiB", |cost| cost.peak_kib)];
+        let row = |(name, (unit, of)): (&'static str, Column)| {
+            Measured::many(name, unit, &mut column(&ours, of)).beside(peer, &mut column(theirs, of))
+        };
+        Ok(names.into_iter().zip(columns).map(row).collect())
+    }
+
+    fn fresh(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.path().join(name);
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(path)
+    }
+
+    fn ours(&self, image: &str) -> Result<Cost> {
+        let mut command = Command::new(self.dist.join("bin/nacre-pull"));
+        command.args(["pull", "--ca"]).arg(self.registry.ca()).arg("--store").arg(self.fresh("ours")?);
+        tree::run(command.arg(self.registry.here(&format!("{image}:1"))), None)
+    }
+
+    fn peer(&self, peer: Peer, image: &str) -> Result<Cost> {
+        let reference = self.registry.here(&format!("{image}:1"));
+        match peer {
+            Peer::Podman => {
+                let mut command = Command::new("podman");
+                command.args(["--storage-driver", "overlay", "--root"]).arg(self.dir.path().join("podman"));
+                command.arg("--runroot").arg(self.dir.path().join("run"));
+                let cost = tree::run(command.args(["pull", "--quiet", "--tls-verify=false", &reference]), None)?;
+                let mut remove = Command::new("podman");
+                remove.args(["--storage-driver", "overlay", "--root"]).arg(self.dir.path().join("podman"));
+                remove.arg("--runroot").arg(self.dir.path().join("run")).args(["rmi", "--all", "--force"]);
+                quiet(&mut remove)?;
+                Ok(cost)
+            }
+            Peer::Containerd => {
+                let ctr = |args: &[&str]| {
+                    let mut command = Command::new("ctr");
+                    command.arg("--address").arg(self.dir.path().join("socket")).args(args);
+                    command
+                };
+                let mut pull = ctr(&["images", "pull", "--skip-verify", "--snapshotter", "overlayfs", &reference]);
+                let cost = tree::run(&mut pull, Some(self.containerd.id()))?;
+                quiet(&mut ctr(&["images", "rm", "--sync", &reference]))?;
+                Ok(cost)
+            }
+            Peer::SkopeoUmoci => {
+                let (layout, bundle) = (self.fresh("layout")?, self.fresh("bundle")?);
+                let layout = layout.display().to_string();
+                let mut command = Command::new("sh");
+                command.args(["-c", "skopeo copy --quiet --src-tls-verify=false \"docker://$1\" \"oci:$2:image\" && umoci unpack --image \"$2:image\" \"$3\""]);
+                tree::run(command.args(["sh", &reference, &layout]).arg(bundle), None)
+            }
+        }
+    }
+
+    /// What can't be done without: the same bytes read, hashed, decompressed, hashed and written, on as many threads as there are processors.
+    fn floor(&self, image: &str, layout: &Path, written: &Written) -> Result<Measured> {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            ours.push(self.ours(image)?.wall_ms);
+            let out = self.fresh("floor")?;
+            fs::create_dir(&out).context("make a directory")?;
+            let begun = Instant::now();
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = written
+                    .layers
+                    .iter()
+                    .map(|digest| (layout.join("blobs").join(digest.replace(':', "/")), out.join(digest)))
+                    .map(|(from, to)| scope.spawn(move || least(&from, &to)))
+                    .collect();
+                threads
+                    .into_iter()
+                    .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread ended"))))
+            })?;
+            floor.push(ms(begun.elapsed()));
+        }
+        Ok(Measured::many("pull.floor", "ms", &mut ours).beside("decompress+hash+write", &mut floor))
+    }
+}
+
+fn least(from: &Path, to: &Path) -> Result<()> {
+    struct Hashed<R>(R, Sha256);
+    impl<R: std::io::Read> std::io::Read for Hashed<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let length = self.0.read(buffer)?;
+            self.1.update(buffer.get(..length).unwrap_or_default());
+            Ok(length)
+        }
+    }
+    let blob = Hashed(fs::File::open(from).context("open a blob")?, Sha256::new());
+    let mut archive = Hashed(flate2::read::MultiGzDecoder::new(blob), Sha256::new());
+    let mut out = fs::File::create(to).context("make a file")?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        let length = archive.read(&mut buffer).context("decompress")?;
+        if length == 0 {
+            return Ok(());
+        }
+        out.write_all(buffer.get(..length).unwrap_or_default()).context("write")?;
+    }
+}
+
+fn quiet(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A containerd of our own below `dir`.
+fn containerd(dir: &Path) -> Result<Child> {
+    let at = dir.display();
+    let config = format!(
+        "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+         \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.devmapper\", \
+         \"io.containerd.snapshotter.v1.aufs\"]\n[grpc]\naddress = \"{at}/socket\"\n[ttrpc]\naddress = \"{at}/ttrpc\"\n"
+    );
+    fs::write(dir.join("config.toml"), config).context("write a configuration")?;
+    let log = fs::File::create(dir.join("log")).context("make a log")?;
+    let mut command = Command::new("containerd");
+    command.arg("--config").arg(dir.join("config.toml")).stdout(Stdio::null()).stderr(log);
+    let daemon = command.spawn().context("start containerd")?;
+    let mut wait = Command::new("ctr");
+    wait.arg("--address").arg(dir.join("socket")).args(["--connect-timeout", "20s", "version"]);
+    quiet(&mut wait)?;
+    Ok(daemon)
+}
+
+fn python(dir: &Path) -> Result<Written> {
+    let mut image = Image::new(json!({ "Cmd": ["/usr/bin/python3.11"] }));
+    for packages in PYTHON {
+        image = image.layer(demo_image::layer(packages, &demo_image::cache())?, Compression::Gzip);
+    }
+    image.write(dir)
+}
+
+/// 40,000 files of up to 4 KiB in one layer.
+fn many_files(dir: &Path) -> Result<Written> {
+    let mut layer = Layer::default();
+    for number in 0..40_000u32 {
+        if number % 100 == 0 {
+            layer = layer.directory(&format!("d{}/", number / 100), 0o755)?;
+        }
+        let text = format!("{number} is the number of this file\n").repeat(1 + number as usize % 120);
+        layer = layer.file(&format!("d{}/f{number}", number / 100), 0o644, text.as_bytes())?;
+    }
+    Image::new(json!({})).layer(layer.finish()?, Compression::Gzip).write(dir)
+}
+
+/// 60 layers of a mebibyte that compresses to a half.
+fn many_layers(dir: &Path) -> Result<Written> {
+    let mut image = Image::new(json!({}));
+    for number in 0..60u64 {
+        let blocks = (0..16_384u64).flat_map(|block| {
+            let digest: [u8; 32] = Sha256::digest((number << 32 | block).to_le_bytes()).into();
+            digest.into_iter().chain([0; 32])
+        });
+        let layer = Layer::default().file(&format!("f{number}"), 0o644, &blocks.collect::<Vec<u8>>())?;
+        image = image.layer(layer.finish()?, Compression::Gzip);
+    }
+    image.write(dir)
+}
