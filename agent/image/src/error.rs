@@ -21,6 +21,8 @@ pub enum Kind {
     Stalled,
     /// What came is not what its digest says.
     Corrupt,
+    /// The image is encrypted and no key opens it.
+    Locked,
     /// The image breaks the rules, or a limit.
     BadImage,
     /// The image policy does not allow it.
@@ -44,7 +46,8 @@ pub struct Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Error {
+    /// An error of this kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Error {
         Error { kind, message: message.into() }
     }
 
