@@ -18,6 +18,7 @@ mod registry;
 mod signatures;
 
 mod layer;
+pub mod ocicrypt;
 
 mod archive;
 mod stream;
