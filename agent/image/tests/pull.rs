@@ -1,6 +1,7 @@
 //! Pulls from real registries, by the worker as the agent starts it.
 
 mod fixture;
+mod ocicrypt;
 
 use std::fs;
 use std::path::Path;
