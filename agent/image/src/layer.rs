@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use oci_spec::image::{Descriptor, ImageManifest};
 
 use crate::error::{Error, Kind, Result};
+use crate::ocicrypt::{Encrypted, Keys, PrivateOptions};
 use crate::reference::{self, Sha256};
 use crate::registry::Registry;
 use crate::store::Store;
-use crate::stream::{Decoder, Filler, Hashed, Pieces, belt};
+use crate::stream::{Counted, Decoder, Filler, Hashed, Pieces, belt};
 use crate::unpack;
 
 /// The most layers of an image. Docker's engine stops at 127.
@@ -42,6 +43,15 @@ pub(crate) struct Layer {
     blob: Descriptor,
     digest: Sha256,
     diff_id: Sha256,
+    /// Of an encrypted one.
+    lock: Option<Arc<Lock>>,
+}
+
+/// An encrypted layer, and its key.
+#[derive(Debug)]
+struct Lock {
+    layer: Encrypted,
+    options: PrivateOptions,
 }
 
 /// How many bytes all layers of an image may still unpack to.
@@ -67,7 +77,10 @@ struct Growth {
 ///
 /// overlayfs takes no directory twice. Of layers that are the same the topmost stays: whatever it holds or hides it
 /// holds or hides for the lower one, too.
-pub(crate) fn plan(manifest: &ImageManifest, diff_ids: &[String]) -> Result<Vec<Layer>> {
+///
+/// # Errors
+/// What makes no sense, and a layer that none of `keys` opens: better now than when the others have been fetched.
+pub(crate) fn plan(manifest: &ImageManifest, diff_ids: &[String], keys: &Keys) -> Result<Vec<Layer>> {
     let blobs = manifest.layers();
     if blobs.is_empty() {
         return Err(Error::bad_image("the image has no layers, so there is nothing to run"));
@@ -80,18 +93,22 @@ pub(crate) fn plan(manifest: &ImageManifest, diff_ids: &[String]) -> Result<Vec<
     }
     let mut layers: Vec<Layer> = Vec::with_capacity(blobs.len());
     for (blob, diff_id) in blobs.iter().zip(diff_ids) {
-        check_type(blob.media_type().as_ref())?;
+        let annotations = blob.annotations().clone().unwrap_or_default();
+        let encrypted = Encrypted::of(blob.media_type().as_ref(), &annotations)?;
+        check_type(encrypted.as_ref().map_or(blob.media_type().as_ref(), Encrypted::plain_type))?;
+        let unlock = |layer: Encrypted| -> Result<Arc<Lock>> {
+            let options = layer.unlock(keys).map_err(|error| error.context(format!("layer {}", blob.digest())))?;
+            Ok(Arc::new(Lock { layer, options }))
+        };
+        let lock = encrypted.map(unlock).transpose()?;
         let (digest, diff_id) = (reference::sha256(blob.digest().as_ref())?, reference::sha256(diff_id)?);
         layers.retain(|lower| lower.diff_id != diff_id);
-        layers.push(Layer { blob: blob.clone(), digest, diff_id });
+        layers.push(Layer { blob: blob.clone(), digest, diff_id, lock });
     }
     Ok(layers)
 }
 
 fn check_type(media_type: &str) -> Result<()> {
-    if media_type.ends_with("+encrypted") {
-        return Err(Error::bad_image("the image's layers are encrypted, which is not supported"));
-    }
     let plain = ["+gzip", "+zstd", ".gzip", ".zstd"].iter().find_map(|suffix| media_type.strip_suffix(suffix));
     if TYPES.contains(&plain.unwrap_or(media_type)) {
         return Ok(());
@@ -121,9 +138,9 @@ impl Layer {
         let name = self.blob.digest();
         let about = |error: Error| error.context(format!("layer {name}"));
         let (bytes, ended) = registry.blob(&self.blob).await.map_err(about)?;
-        let partial = store.begin()?;
+        let (partial, lock) = (store.begin()?, self.lock.clone());
         let unpacking = tokio::task::spawn_blocking(move || {
-            let pass = Pass::over(Told { inner: bytes, arrived }, &partial.root(), budget);
+            let pass = Pass::over(Told { inner: bytes, arrived }, lock.as_deref(), &partial.root(), budget);
             (partial, pass)
         });
         let internal = |error: tokio::task::JoinError| Error::new(Kind::Internal, format!("unpack a layer: {error}"));
@@ -172,15 +189,15 @@ struct Pass {
 impl Pass {
     /// One thread hashes and decompresses, this one hashes and unpacks what comes. The blob is read to its end even when the archive is bad, for
     /// only the digest tells whose fault that is. When the fault is ours, nothing is to be told, and the reading stops.
-    fn over(source: impl Read + Send, root: &Path, budget: Budget) -> Pass {
+    fn over(source: impl Read + Send, lock: Option<&Lock>, root: &Path, budget: Budget) -> Pass {
         let (filler, pieces) = belt();
         let ours = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let decompressing = scope.spawn(|| {
                 let mut source = Hashed::new(source);
-                decompress(&mut source, budget, filler);
+                let sealed = decompress(&mut source, lock, budget, filler);
                 let rest = if ours.load(Relaxed) { Ok(0) } else { io::copy(&mut source, &mut io::sink()) };
-                (source.finish(), rest)
+                (source.finish(), sealed.and(rest.map_err(|error| Error::reading("read it", error))))
             });
             let mut unpacked = decode(pieces, root);
             ours.store(unpacked.as_ref().is_err_and(|error| error.kind != Kind::BadImage), Relaxed);
@@ -190,17 +207,29 @@ impl Pass {
                 (Default::default(), Ok(0))
             });
             if let Err(error) = rest {
-                unpacked = Err(Error::reading("read it", error));
+                unpacked = Err(error);
             }
             Pass { digest, bytes, unpacked }
         })
     }
 }
 
-fn decompress(source: &mut Hashed<impl Read>, budget: Budget, filler: Filler) {
-    match Decoder::new(source) {
+/// Decrypts and decompresses, and reads the blob to its end: only there it is known whether the key's owner has encrypted it.
+fn decompress(source: &mut (impl Read + Send), lock: Option<&Lock>, budget: Budget, filler: Filler) -> Result<()> {
+    let plain: Box<dyn Read + Send + '_> = match lock {
+        None => Box::new(source),
+        Some(Lock { layer, options }) => Box::new(layer.decrypter(options, source)?),
+    };
+    let mut counted = Counted::new(plain);
+    match Decoder::new(&mut counted) {
         Ok(decoder) => filler.fill(Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 }),
         Err(error) => filler.fill(Failing(Some(error))),
+    }
+    match lock {
+        None => Ok(()),
+        Some(_) => {
+            io::copy(&mut counted, &mut io::sink()).map(drop).map_err(|error| Error::reading("decrypt it", error))
+        }
     }
 }
 
@@ -235,7 +264,7 @@ impl<R: Read, F: Fn(u64)> Read for Told<R, F> {
 
 /// A layer's bytes, drawn on the image's budget and measured against the compressed bytes that they came from.
 struct Limited<'a, R: Read> {
-    inner: Decoder<&'a mut Hashed<R>>,
+    inner: Decoder<&'a mut Counted<R>>,
     budget: Budget,
     growth: Growth,
     unpacked: u64,
@@ -281,7 +310,7 @@ mod tests {
     #[test]
     fn of_layers_that_are_the_same_the_topmost_stays() {
         let layers = [1, 2, 3].map(|digest| descriptor(TYPES[0], digest)).to_vec();
-        let planned = plan(&manifest(layers), &ids(&[7, 8, 7])).unwrap();
+        let planned = plan(&manifest(layers), &ids(&[7, 8, 7]), &Keys::default()).unwrap();
         assert_eq!(planned.iter().map(|layer| layer.diff_id[0]).collect::<Vec<_>>(), [8, 7]);
     }
 
@@ -296,9 +325,10 @@ mod tests {
             (vec![layer("application/vnd.cncf.helm.chart.content.v1.tar+gzip")], ids(&[1])),
             (vec![layer(TYPES[0])], vec!["sha512:00".to_string()]),
         ] {
-            assert_eq!(plan(&manifest(layers), &diff_ids).unwrap_err().kind, Kind::BadImage);
+            assert_eq!(plan(&manifest(layers), &diff_ids, &Keys::default()).unwrap_err().kind, Kind::BadImage);
         }
-        assert!(plan(&manifest(vec![layer("application/vnd.docker.image.rootfs.diff.tar.gzip")]), &ids(&[1])).is_ok());
+        let docker = vec![layer("application/vnd.docker.image.rootfs.diff.tar.gzip")];
+        assert!(plan(&manifest(docker), &ids(&[1]), &Keys::default()).is_ok());
     }
 
     #[test]
@@ -310,7 +340,7 @@ mod tests {
 
     /// How many bytes come out of a layer.
     fn read_all(compressed: impl Read, budget: Budget, growth: Growth) -> Result<u64> {
-        let mut source = Hashed::new(compressed);
+        let mut source = Counted::new(compressed);
         let mut limited = Limited { inner: Decoder::new(&mut source).unwrap(), budget, growth, unpacked: 0 };
         io::copy(&mut limited, &mut io::sink()).map_err(|error| Error::reading("", error))
     }

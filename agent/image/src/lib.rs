@@ -42,7 +42,7 @@ use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 /// What to pull, from where, to where.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// The image: `registry/name:tag` or `registry/name@sha256:…`.
@@ -67,9 +67,26 @@ pub struct Request {
     /// Refuse a name without a digest.
     #[serde(default)]
     pub require_digest: bool,
+    /// Private keys for encrypted layers (PEM).
+    #[serde(default)]
+    pub decryption_keys: Vec<String>,
+    /// Who unwraps the keys of encrypted layers: ocicrypt's configuration of key providers.
+    #[serde(default)]
+    pub key_providers: Option<String>,
     /// Who talks to the registry.
     #[serde(default)]
     pub server: Server,
+}
+
+impl fmt::Debug for Request {
+    /// Without what is secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Request { reference, store, skip_tls_verification, require_digest, server, .. } = self;
+        let mut shown = f.debug_struct("Request");
+        shown.field("reference", reference).field("store", store).field("server", server);
+        shown.field("skip_tls_verification", skip_tls_verification).field("require_digest", require_digest);
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// Who talks to registries: a process of its own that serves containers-image-proxy's protocol.

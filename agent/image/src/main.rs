@@ -12,7 +12,8 @@ const HELP: &str = "\
 Pulls an image: verified, unpacked layers in a directory, and its configuration as JSON on standard output.
 
   nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE | --auth-file FILE] [--registries-conf FILE]
-                  [--policy FILE] [--require-digest] [--insecure] [--skopeo] [--silence SECONDS] REFERENCE
+                  [--policy FILE] [--require-digest] [--decryption-key FILE]... [--key-providers FILE]
+                  [--insecure] [--skopeo] [--silence SECONDS] REFERENCE
   nacre-pull worker [SECONDS]
   nacre-pull proxy experimental-image-proxy
 
@@ -22,6 +23,10 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
   --auth-file FILE    who asks: containers-auth.json(5)
   --registries-conf FILE
                       mirrors, blocks and aliases: containers-registries.conf(5)
+  --decryption-key FILE
+                      a private key for encrypted layers (PEM); may be given more than once
+  --key-providers FILE
+                      programs that unwrap the keys of encrypted layers: ocicrypt's configuration
   --insecure          take any certificate, or none
   --policy FILE       which images may be used: containers-policy.json(5)
   --require-digest    refuse a name without a digest
@@ -65,6 +70,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
         skip_tls_verification: false,
         auth_file: None,
         registries: None,
+        decryption_keys: Vec::new(),
+        key_providers: None,
         policy: None,
         require_digest: false,
         server: Server::Own,
@@ -75,6 +82,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
         match arg.as_str() {
             "--auth-file" => request.auth_file = Some(read(&value()?)?),
             "--registries-conf" => request.registries = Some(read(&value()?)?),
+            "--decryption-key" => request.decryption_keys.push(read(&value()?)?),
+            "--key-providers" => request.key_providers = Some(read(&value()?)?),
             "--require-digest" => request.require_digest = true,
             "--policy" => request.policy = Some(read(&value()?)?),
             "--skopeo" => request.server = Server::Skopeo,

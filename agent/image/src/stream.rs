@@ -132,11 +132,6 @@ impl<R: Read> Hashed<R> {
         Hashed { inner, hash: Sha256::new(), bytes: 0 }
     }
 
-    /// How many bytes have passed.
-    pub(crate) fn passed(&self) -> u64 {
-        self.bytes
-    }
-
     /// The digest of what has passed, and its length.
     pub(crate) fn finish(self) -> ([u8; 32], u64) {
         (self.hash.finalize().into(), self.bytes)
@@ -147,6 +142,31 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         self.hash.update(buffer.get(..n).unwrap_or_default());
+        self.bytes += n as u64;
+        Ok(n)
+    }
+}
+
+/// A reader that counts what passes.
+pub(crate) struct Counted<R> {
+    inner: R,
+    bytes: u64,
+}
+
+impl<R: Read> Counted<R> {
+    pub(crate) fn new(inner: R) -> Counted<R> {
+        Counted { inner, bytes: 0 }
+    }
+
+    /// How many bytes have passed.
+    pub(crate) fn passed(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
         self.bytes += n as u64;
         Ok(n)
     }

@@ -11,6 +11,7 @@ use oci_spec::image::{Arch, ImageConfiguration, Os};
 
 use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Budget, Layer};
+use crate::ocicrypt::{Keys, PrivateKey, Unwrap, provider};
 use crate::registry::{Found, Registry};
 use crate::store::Store;
 use crate::{Event, Image, Request, reference, signatures};
@@ -84,7 +85,7 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     signatures::judge(request, &found, silence).await?;
     let Found { manifest_digest, manifest, config, .. } = found;
     check_platform(&config)?;
-    let layers = layer::plan(&manifest, config.rootfs().diff_ids())?;
+    let layers = layer::plan(&manifest, config.rootfs().diff_ids(), &keys(request)?)?;
     let bytes = total(&layers);
     tell(&Event::Resolved { manifest_digest: manifest_digest.clone(), layers: layers.len(), bytes });
     check_space(&store, &layers)?;
@@ -98,6 +99,14 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     dirs.sort_unstable();
     let layers = dirs.into_iter().map(|(_, dir)| dir).collect();
     Ok(Image { reference: request.reference.clone(), manifest_digest, layers, config })
+}
+
+/// What may open encrypted layers.
+fn keys(request: &Request) -> Result<Keys> {
+    let private = request.decryption_keys.iter().map(|pem| PrivateKey::from_pem(pem)).collect::<Result<_>>()?;
+    let provider = request.key_providers.as_deref().map(provider::Commands::from_config).transpose()?;
+    let provider = provider.map(|commands| Box::new(commands) as Box<dyn Unwrap>);
+    Ok(Keys { private, provider, ..Keys::default() })
 }
 
 async fn one(

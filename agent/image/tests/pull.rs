@@ -36,6 +36,8 @@ fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
         auth_file: None,
         registries: None,
         policy: None,
+        decryption_keys: Vec::new(),
+        key_providers: None,
         require_digest: false,
         server: Server::Own,
     }
@@ -392,4 +394,46 @@ async fn a_skopeo_that_is_too_old_to_be_safe_is_refused() {
         let text = pulled.unwrap_err().to_string();
         assert!(text.contains("0.2.8"), "{text}");
     }
+}
+
+#[tokio::test]
+async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other() {
+    let Some(registry) = Registry::start() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for name in ["right", "wrong"] {
+        let mut openssl = std::process::Command::new("openssl");
+        fixture::run(openssl.args(["genrsa", "-out", &path(name), "2048"]));
+        let mut openssl = std::process::Command::new("openssl");
+        fixture::run(openssl.args(["rsa", "-in", &path(name), "-pubout", "-out", &path(&format!("{name}.pub"))]));
+    }
+    let layers = [(archive(&[("a", &noise(1 << 20))]), Gzip), (archive(&[("b", b"secret")]), Gzip)];
+    let image = Image::new(&layers, "amd64");
+    let key = format!("--encryption-key=jwe:{}", path("right.pub"));
+    registry.push("locked:1", &[(&image, "amd64")], &[&key]);
+    let store = tempfile::tempdir().unwrap();
+    let with = |names: &[&str]| {
+        let decryption_keys = names.iter().map(|name| fs::read_to_string(path(name)).unwrap()).collect();
+        Request { decryption_keys, ..secure(&registry, "locked:1", store.path()) }
+    };
+    for names in [&[][..], &["wrong"]] {
+        let error = pull(with(names)).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Locked, "{error}");
+    }
+    let pulled = pull(with(&["wrong", "right"])).await.unwrap();
+    assert_eq!(fs::read(pulled.layers[1].join("b")).unwrap(), b"secret");
+
+    // A layer that was changed on its way never becomes one, even with a digest that is right.
+    fs::remove_dir_all(store.path().join("layers")).unwrap();
+    let copy = dir.path().join("copy");
+    let mut skopeo = std::process::Command::new("skopeo");
+    skopeo.args(["copy", "--quiet", "--src-tls-verify=false", &format!("--src-creds={USER}:{PASSWORD}")]);
+    skopeo.arg(format!("docker://{}", registry.reference("locked:1"))).arg(format!("oci:{}:image", copy.display()));
+    fixture::run(&mut skopeo);
+    Image::spoil(&copy, 0);
+    let decryption_keys = vec![fs::read_to_string(path("right")).unwrap()];
+    let reference = format!("oci:{}:image", copy.display());
+    let error = pull(Request { reference, decryption_keys, ..with(&[]) }).await.unwrap_err();
+    assert!(error.kind() == Kind::Corrupt && error.to_string().contains("HMAC"), "{error}");
+    assert_eq!(count(store.path(), "partial"), 0);
 }

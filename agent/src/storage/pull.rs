@@ -207,6 +207,8 @@ impl Pulls {
             registries: self.settings.rules.registries.clone(),
             policy: self.settings.rules.policy.clone(),
             require_digest: self.settings.rules.require_digest,
+            decryption_keys: Vec::new(),
+            key_providers: None,
             server: nacre_pull::Server::Own,
         }
     }
