@@ -37,6 +37,9 @@ pub(crate) const NAMES: [&str; 13] = [
     "pull.floor",
 ];
 
+/// The least that programs need.
+const SMALL: [&[&str]; 2] = [&["base-files", "libc6"], &["coreutils", "dash"]];
+
 /// Python with what people compute with, a layer each.
 const PYTHON: [&[&str]; 3] = [
     &["libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal", "libc6"],
@@ -91,8 +94,8 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
     let bench = Bench { dist, dir, registry: Registry::start(None)?, containerd };
     let mut all = Vec::new();
     let images: [(&str, [&'static str; 3], Write); 4] = [
-        ("small", names(0), |dir| demo_image::write(dir, &demo_image::cache())),
-        ("python", names(1), python),
+        ("small", names(0), |dir| packages(&SMALL, dir)),
+        ("python", names(1), |dir| packages(&PYTHON, dir)),
         ("files", names(2), many_files),
         ("layers", names(3), many_layers),
     ];
@@ -160,6 +163,17 @@ impl Bench<'_> {
         tree::run(command.arg(self.registry.here(&format!("{image}:1"))), None)
     }
 
+    /// containerd's way to say that a registry on loopback speaks TLS, too.
+    fn hosts(&self, reference: &str) -> Result<PathBuf> {
+        let host = reference.split('/').next().unwrap_or_default();
+        let (all, dir) = (self.dir.path().join("hosts"), self.dir.path().join("hosts").join(host));
+        fs::create_dir_all(&dir).context("make a directory")?;
+        let ca = self.registry.ca();
+        let text = format!("server = \"https://{host}\"\n[host.\"https://{host}\"]\nca = {ca:?}\n");
+        fs::write(dir.join("hosts.toml"), text).context("write a configuration")?;
+        Ok(all)
+    }
+
     fn peer(&self, peer: Peer, image: &str) -> Result<Cost> {
         let reference = self.registry.here(&format!("{image}:1"));
         match peer {
@@ -180,7 +194,8 @@ impl Bench<'_> {
                     command.arg("--address").arg(self.dir.path().join("socket")).args(args);
                     command
                 };
-                let mut pull = ctr(&["images", "pull", "--skip-verify", "--snapshotter", "overlayfs", &reference]);
+                let mut pull = ctr(&["images", "pull", "--snapshotter", "overlayfs", "--hosts-dir"]);
+                pull.arg(self.hosts(&reference)?).arg(&reference);
                 let cost = tree::run(&mut pull, Some(self.containerd.id()))?;
                 quiet(&mut ctr(&["images", "rm", "--sync", &reference]))?;
                 Ok(cost)
@@ -267,9 +282,9 @@ fn containerd(dir: &Path) -> Result<Child> {
     Ok(daemon)
 }
 
-fn python(dir: &Path) -> Result<Written> {
-    let mut image = Image::new(json!({ "Cmd": ["/usr/bin/python3.11"] }));
-    for packages in PYTHON {
+fn packages(layers: &[&[&str]], dir: &Path) -> Result<Written> {
+    let mut image = Image::new(json!({}));
+    for packages in layers {
         image = image.layer(demo_image::layer(packages, &demo_image::cache())?, Compression::Gzip);
     }
     image.write(dir)
