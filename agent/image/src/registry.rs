@@ -33,6 +33,9 @@ const MAX_CONFIG: u64 = 8 << 20;
 /// How often the server tries an answer of a registry that is silent.
 const MOST_TRIES: u32 = 2;
 
+/// The user of our server, who owns nothing.
+const NOBODY: &str = "65534";
+
 type Answer<T> = std::result::Result<T, containers_image_proxy::Error>;
 
 /// An open image.
@@ -193,7 +196,7 @@ impl Access<'_> {
 
     /// Our own server's command, for a question that the protocol has no word for.
     pub(crate) fn server(&self, silence: Duration) -> Command {
-        let mut command = own_server(silence);
+        let mut command = own_server(self.request, silence);
         command.arg("experimental-image-proxy");
         self.add_registries(&mut command);
         for (option, value) in [
@@ -217,7 +220,7 @@ impl Access<'_> {
     fn config(&self, silence: Duration) -> ImageProxyConfig {
         let mut command = match self.request.server {
             Server::Skopeo => alone(Command::new("skopeo")),
-            Server::Own => own_server(silence),
+            Server::Own => own_server(self.request, silence),
         };
         self.add_registries(&mut command);
         let mut config = ImageProxyConfig::default();
@@ -230,9 +233,13 @@ impl Access<'_> {
     }
 }
 
-fn own_server(silence: Duration) -> Command {
+fn own_server(request: &Request, silence: Duration) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.args(["proxy", "--silence", &silence.as_secs().max(1).to_string()]);
+    // A layout's files may be root's alone.
+    if rustix::process::geteuid().is_root() && !reference::is_local(&request.reference) {
+        command.args(["--user", NOBODY]);
+    }
     alone(command)
 }
 

@@ -437,3 +437,31 @@ async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other() {
     assert!(error.kind() == Kind::Corrupt && error.to_string().contains("HMAC"), "{error}");
     assert_eq!(count(store.path(), "partial"), 0);
 }
+
+#[tokio::test]
+async fn who_talks_to_the_registry_is_nobody_and_ends_with_the_pull() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
+    let moody = Moody::start(&image, &image.layers[0], Middle::Stalls);
+    let store = tempfile::tempdir().unwrap();
+    let mut command = worker();
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let request = serde_json::to_vec(&plain(&moody, store.path())).unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut child.stdin.take().unwrap(), &request).await.unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
+    while !lines.next_line().await.unwrap().unwrap().contains("Resolved") {}
+    let pid = child.id().unwrap();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let server: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
+    for line in ["Uid:\t65534\t65534", "Gid:\t65534\t65534", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    let server = rustix::process::Pid::from_raw(server).unwrap();
+    let server = rustix::process::pidfd_open(server, rustix::process::PidfdFlags::empty()).unwrap();
+    child.kill().await.unwrap();
+    let mut ready = [rustix::event::PollFd::new(&server, rustix::event::PollFlags::IN)];
+    let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut ready, Some(&limit)).unwrap(), 1, "it lives on");
+}

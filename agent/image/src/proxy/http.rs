@@ -27,11 +27,12 @@ pub(super) type Response = http::Response<Body>;
 pub(super) struct Http(Agent);
 
 impl Http {
-    pub(super) fn new(options: &Options) -> Result<Http> {
-        let tls = Tls::new(options.certificates.as_deref(), options.insecure)?;
+    /// One that talks plain HTTP, too, and to anybody, if `insecure`.
+    pub(super) fn new(options: &Options, insecure: bool) -> Result<Http> {
+        let tls = Tls::new(&options.trust, insecure)?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .https_only(!options.insecure)
+            .https_only(!insecure)
             .max_redirects(0) // they are followed here
             .timeout_connect(Some(CONNECT))
             .timeout_per_read(Some(options.silence))

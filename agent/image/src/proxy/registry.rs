@@ -14,8 +14,8 @@ use super::http::{Http, Response};
 use super::manifest::{ACCEPTED, Found, MAX_MANIFEST, Manifest};
 use super::options::Options;
 use crate::access::challenge::{self, Challenge};
-use crate::access::credentials::{Credentials, Secret};
-use crate::access::registries::{Endpoint, Registries};
+use crate::access::credentials::Secret;
+use crate::access::registries::Endpoint;
 use crate::error::{Error, Kind, Result};
 
 /// How long to wait before each further try of what may pass.
@@ -51,17 +51,9 @@ struct Token {
 impl Registry {
     /// Finds the image `reference` at the first of its places that has it.
     pub(super) fn find(reference: &str, options: &Options) -> Result<(Registry, Manifest)> {
-        let registries = match &options.registries {
-            Some(path) => Registries::parse(&crate::limited::read_text(path)?)?,
-            None => Registries::default(),
-        };
-        let credentials = match &options.auth_file {
-            Some(path) => Credentials::parse(&crate::limited::read(path, crate::limited::MAX_TEXT)?)?,
-            None => Credentials::default(),
-        };
         let mut first = None;
-        for endpoint in registries.endpoints(reference)? {
-            let found = Registry::at(&endpoint, &credentials, options).and_then(|(registry, name)| {
+        for endpoint in options.registries.endpoints(reference)? {
+            let found = Registry::at(&endpoint, options).and_then(|(registry, name)| {
                 let manifest = Manifest::find(&name, |name| registry.manifest(name))?;
                 Ok((registry, manifest))
             });
@@ -91,22 +83,15 @@ impl Registry {
     }
 
     /// The repository that an endpoint names, and the tag or digest in it.
-    fn at(endpoint: &Endpoint, credentials: &Credentials, options: &Options) -> Result<(Registry, String)> {
+    fn at(endpoint: &Endpoint, options: &Options) -> Result<(Registry, String)> {
         let (host, path, name) = take_apart(&endpoint.reference)?;
         let insecure = options.insecure || endpoint.insecure;
-        let options = Options {
-            silence: options.silence,
-            auth_file: None,
-            certificates: options.certificates.clone(),
-            registries: None,
-            insecure,
-        };
         let host = if host == DOCKER.0 { DOCKER.1 } else { host };
         let mut registry = Registry {
-            http: Http::new(&options)?,
+            http: Http::new(options, insecure)?,
             base: format!("https://{host}/v2/{path}"),
             repository: path.into(),
-            secret: credentials.for_reference(&endpoint.reference)?,
+            secret: options.credentials.for_reference(&endpoint.reference)?,
             insecure,
             authorization: Mutex::default(),
         };

@@ -40,35 +40,57 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// Whom to trust, and who we are.
+pub(super) struct Trust {
+    /// The system's authorities and those that are named.
+    roots: Arc<RootCertStore>,
+    named: Certificates,
+    client: Client,
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust").field("roots", &self.roots.len()).finish_non_exhaustive()
+    }
+}
+
+impl Trust {
+    /// Reads the system's certificates and those of `directory` (containers-certs.d(5)).
+    pub(super) fn load(directory: Option<&Path>) -> Result<Trust> {
+        let (named, client) = directory.map_or(Ok((Vec::new(), None)), own_certificates)?;
+        let mut roots = RootCertStore::empty();
+        let asked = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+        if let Some(path) = asked.or_else(|| Some(SYSTEM.into())).filter(|path| path.exists()) {
+            roots.add_parsable_certificates(certificates(&path)?);
+        }
+        roots.add_parsable_certificates(named.iter().cloned());
+        Ok(Trust { roots: Arc::new(roots), named, client })
+    }
+}
+
 impl Tls {
-    /// Trusts the system's certificates and those of `directory` (containers-certs.d(5)), or any if `insecure`.
-    pub(super) fn new(directory: Option<&Path>, insecure: bool) -> Result<Tls> {
+    /// Trusts whom `trust` does, or anybody if `insecure`.
+    pub(super) fn new(trust: &Trust, insecure: bool) -> Result<Tls> {
         let internal = |error: rustls::Error| Error::new(Kind::Internal, format!("set TLS up: {error}"));
         let provider = Arc::new(ring::default_provider());
-        let (named, client) = directory.map_or(Ok((Vec::new(), None)), own_certificates)?;
-        let inner = if insecure { None } else { Some(verifier(&named, &provider)?) };
-        let verifier = Arc::new(Verifier { inner, named, provider: provider.clone() });
+        let verifier = WebPkiServerVerifier::builder_with_provider(trust.roots.clone(), provider.clone()).build();
+        let inner = match (insecure, verifier) {
+            (true, _) => None,
+            (false, Ok(verifier)) => Some(verifier),
+            (false, Err(error)) => {
+                let reason = format!("nobody is trusted: give a CA (--tls-ca FILE) [{error}]");
+                return Err(Error::new(Kind::UntrustedCa, reason));
+            }
+        };
+        let verifier = Arc::new(Verifier { inner, named: trust.named.clone(), provider: provider.clone() });
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.map_err(internal)?.dangerous().with_custom_certificate_verifier(verifier);
-        let config = match client {
-            Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(internal)?,
+        let config = match &trust.client {
+            Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(internal)?,
             None => builder.with_no_client_auth(),
         };
         Ok(Tls(Arc::new(config)))
     }
-}
-
-fn verifier(named: &Certificates, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
-    let mut roots = RootCertStore::empty();
-    let asked = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    if let Some(path) = asked.or_else(|| Some(SYSTEM.into())).filter(|path| path.exists()) {
-        roots.add_parsable_certificates(certificates(&path)?);
-    }
-    roots.add_parsable_certificates(named.iter().cloned());
-    let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-    built.map_err(|error| {
-        Error::new(Kind::UntrustedCa, format!("nobody is trusted: give a CA (--tls-ca FILE) [{error}]"))
-    })
 }
 
 type Client = Option<(Certificates, PrivateKeyDer<'static>)>;
