@@ -297,6 +297,63 @@ async fn mirrors_come_first_and_blocks_hold() {
     assert_eq!(other.kind(), Kind::Unreachable, "{other}");
 }
 
+/// A key that signs.
+struct Signer(tempfile::TempDir);
+
+impl Signer {
+    fn new() -> Signer {
+        let signer = Signer(tempfile::tempdir().expect("a directory"));
+        let (key, public) = (signer.path("key"), signer.path("key.pub"));
+        let mut openssl = std::process::Command::new("openssl");
+        fixture::run(openssl.args(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key]));
+        let mut openssl = std::process::Command::new("openssl");
+        fixture::run(openssl.args(["ec", "-in", &key, "-pubout", "-out", &public]));
+        signer
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// In base64.
+    fn sign(&self, text: &[u8]) -> String {
+        fs::write(self.path("text"), text).expect("a file");
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(["dgst", "-sha256", "-sign", &self.path("key"), &self.path("text")]);
+        base64(&fixture::run(&mut openssl))
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64::engine::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes)
+}
+
+#[tokio::test]
+async fn a_bundle_that_refers_to_an_index_vouches_for_what_it_leads_to() {
+    let Some(_) = Registry::start() else { return };
+    let signer = Signer::new();
+    let mut image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64").indexed("amd64");
+    let statement = serde_json::json!({ "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{ "digest": { "sha256": image.manifest.trim_start_matches("sha256:") }, "annotations": {} }],
+        "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {} });
+    let (kind, statement) = ("application/vnd.in-toto+json", statement.to_string());
+    let sealed = signer.sign(format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len()).as_bytes());
+    image.refer(&serde_json::json!({ "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "verificationMaterial": { "publicKey": { "hint": "x" }, "tlogEntries": [] },
+        "dsseEnvelope": { "payload": base64(statement.as_bytes()), "payloadType": kind, "signatures": [{ "sig": sealed }] } }));
+    let moody = Moody::start(&image, "", Middle::Goes);
+    let store = tempfile::tempdir().unwrap();
+    let by = |signer: &Signer| {
+        let demand = serde_json::json!({ "type": "sigstoreSigned", "keyPath": signer.path("key.pub"),
+            "signedIdentity": { "type": "matchRepository" } });
+        let policy = Some(serde_json::json!({ "default": [demand] }).to_string());
+        Request { policy, ..plain(&moody, store.path()) }
+    };
+    let error = pull(by(&Signer::new())).await.unwrap_err();
+    assert!(error.kind() == Kind::Denied && error.to_string().contains("no key of the policy made it"), "{error}");
+    pull(by(&signer)).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_policy_decides_before_anything_is_used() {
     let Some(registry) = Registry::start() else { return };
@@ -304,38 +361,15 @@ async fn the_policy_decides_before_anything_is_used() {
     registry.push("signed:1", &[(&image, "amd64")], &["--preserve-digests"]);
     let other = Image::new(&[(archive(&[("a", b"other")]), Gzip)], "amd64");
     registry.push("signed:2", &[(&other, "amd64")], &["--preserve-digests"]);
-    let keys = tempfile::tempdir().unwrap();
-    let path = |name: &str| keys.path().join(name).display().to_string();
-    fixture::run(std::process::Command::new("openssl").args([
-        "ecparam",
-        "-name",
-        "prime256v1",
-        "-genkey",
-        "-noout",
-        "-out",
-        &path("key"),
-    ]));
-    fixture::run(std::process::Command::new("openssl").args([
-        "ec",
-        "-in",
-        &path("key"),
-        "-pubout",
-        "-out",
-        &path("key.pub"),
-    ]));
-    let sign = |payload: &[u8]| {
-        fs::write(path("payload"), payload).unwrap();
-        let mut openssl = std::process::Command::new("openssl");
-        openssl.args(["dgst", "-sha256", "-sign", &path("key"), &path("payload")]);
-        base64::engine::Engine::encode(&base64::engine::general_purpose::STANDARD, fixture::run(&mut openssl))
-    };
+    let signer = Signer::new();
+    let sign = |payload: &[u8]| signer.sign(payload);
     let signature = Image::signature(&image.manifest, &registry.reference("signed"), sign);
     let tag = format!("signed:{}.sig", image.manifest.replace(':', "-"));
     registry.push(&tag, &[(&signature, "amd64")], &["--preserve-digests"]);
 
     let store = tempfile::tempdir().unwrap();
     let demand = |what: serde_json::Value| Some(serde_json::json!({ "default": [what] }).to_string());
-    let signed = demand(serde_json::json!({ "type": "sigstoreSigned", "keyPath": path("key.pub"),
+    let signed = demand(serde_json::json!({ "type": "sigstoreSigned", "keyPath": signer.path("key.pub"),
         "signedIdentity": { "type": "matchRepository" } }));
     let of = |name: &str, policy: &Option<String>| Request {
         policy: policy.clone(),
