@@ -132,6 +132,14 @@ impl Guest {
     /// # Errors
     /// A guest that does not come up.
     pub async fn boot(dist: &Path) -> Result<Guest> {
+        Guest::boot_with(dist, &[]).await
+    }
+
+    /// The same, with more words on the kernel's command line.
+    ///
+    /// # Errors
+    /// A guest that does not come up.
+    pub async fn boot_with(dist: &Path, words: &[&str]) -> Result<Guest> {
         let dir = tempfile::tempdir().context("make the guest's directory")?;
         let layout = Layout {
             kernel: dist.join("share/nacre/vmlinux"),
@@ -144,7 +152,7 @@ impl Guest {
             accelerator: Accelerator::Tcg,
             cpus: 1,
             memory: Size::mib(512),
-            kernel_args: Vec::new(),
+            kernel_args: words.iter().map(ToString::to_string).collect(),
         };
         let vm = Vm::boot(&spec, Instant::now() + 3 * UP_WITHIN).await?;
         Ok(Guest { vm, dir })

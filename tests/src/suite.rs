@@ -90,7 +90,11 @@ pub async fn root_file_system(client: &Client, id: &str) -> Result<String> {
     Ok(root)
 }
 
-fn spec(id: &str, root: &str, args: &[&str], terminal: bool) -> Result<oci::Spec> {
+/// The same, as the agent takes it.
+///
+/// # Errors
+/// None that can happen.
+pub fn spec(id: &str, root: &str, args: &[&str], terminal: bool) -> Result<oci::Spec> {
     Ok(convert::spec_from_oci(&serde_json::from_value(spec_json(id, root, args, terminal))?)?)
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nacre_protocol::agent::{DestroySandboxRequest, SetGuestDateTimeRequest};
+use nacre_protocol::agent::{CreateContainerRequest, DestroySandboxRequest, SetGuestDateTimeRequest, Storage};
 use nacre_tests::agent::{Guest, limit};
 use nacre_tests::dist;
 use nacre_tests::suite::CASES;
@@ -19,6 +19,30 @@ async fn vm_a_guest_does_all_that_an_agent_does() {
         println!("{name}");
         case(&client).await.unwrap_or_else(|error| panic!("{name}: {error:#}"));
     }
+}
+
+#[tokio::test]
+async fn vm_a_guest_keeps_its_rules_of_images_whatever_the_host_asks() {
+    let Some(dist) = dist::dist() else { return };
+    let guest = Guest::boot_with(&dist, &["nacre.require_image_digest"]).await.unwrap();
+    let client = guest.connect().await.unwrap();
+    let storage = Storage {
+        driver: "image_guest_pull".into(),
+        source: "registry.example/app:1".into(),
+        fstype: "overlay".into(),
+        mount_point: "/run/kata-containers/c/rootfs".into(),
+        ..Storage::new()
+    };
+    let spec = nacre_tests::suite::spec("c", "/run/kata-containers/c/rootfs", &["true"], false).unwrap();
+    let request = CreateContainerRequest {
+        container_id: "c".into(),
+        exec_id: "c".into(),
+        storages: vec![storage],
+        OCI: Some(spec).into(),
+        ..Default::default()
+    };
+    let error = client.agent.create_container(limit(), &request).await.unwrap_err().to_string();
+    assert!(error.contains("by digest"), "{error}");
 }
 
 #[tokio::test]

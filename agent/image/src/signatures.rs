@@ -51,17 +51,25 @@ struct Entry {
     digest: String,
 }
 
-/// Judges the image that was `found`.
+/// Whether the image is named as it must be here.
 ///
 /// # Errors
-/// [`Kind::Denied`] with the rule that is not met.
-pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -> Result<()> {
+/// [`Kind::Denied`].
+pub(crate) fn judge_name(request: &Request) -> Result<()> {
     if request.require_digest && !request.reference.contains('@') {
         return Err(Error::new(
             Kind::Denied,
             format!("{}: images must be named by digest here (NAME@sha256:…)", request.reference),
         ));
     }
+    Ok(())
+}
+
+/// Judges the image that was `found`.
+///
+/// # Errors
+/// [`Kind::Denied`] with the rule that is not met.
+pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -> Result<()> {
     let Some(policy) = &request.policy else { return Ok(()) };
     if reference::is_local(&request.reference) {
         let reason = "an image policy is about registries, and this is none";

@@ -77,6 +77,7 @@ fn tell(event: &Event) {
 
 async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     reference::check(&request.reference)?;
+    signatures::judge_name(request)?;
     tell(&Event::Resolving);
     let store = Store::open(&request.store)?;
     let registry = Registry::open(request, silence).await?;
