@@ -29,7 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("sandbox", &["chain", "container", "storage"]),
     ("container", &["chain", "storage"]),
-    ("storage", &["chain"]),
+    ("storage", &["chain", "config"]),
     ("guest", &["storage"]),
 ];
 
