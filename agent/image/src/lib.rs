@@ -41,8 +41,8 @@ use std::path::PathBuf;
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-/// What to pull, from where, to where.
-#[derive(Clone, Serialize, Deserialize)]
+/// What to pull, from where, to where. Equal requests have equal results, so that one pull can do for all.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// The image: `registry/name:tag` or `registry/name@sha256:…`.
@@ -90,7 +90,7 @@ impl fmt::Debug for Request {
 }
 
 /// Who talks to registries: a process of its own that serves containers-image-proxy's protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum Server {
     /// Our own, a role of the program that pulls ([`proxy`]).
     #[default]
@@ -100,7 +100,7 @@ pub enum Server {
 }
 
 /// Credentials.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Auth {
     /// The user's name.

@@ -5,6 +5,7 @@
 //! pod name the same ones. Paths come from the host and are walked without following links.
 
 mod directory;
+mod flight;
 mod options;
 mod overlay;
 pub mod pull;
@@ -83,6 +84,11 @@ impl Error {
     /// Whether time ran out.
     pub fn is_deadline(&self) -> bool {
         matches!(self, Error::Pull(PullError::Deadline { .. }))
+    }
+
+    /// Whether too much is being done already.
+    pub fn is_exhausted(&self) -> bool {
+        matches!(self, Error::Pull(PullError::TooMany { .. }))
     }
 
     fn system(act: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Error {

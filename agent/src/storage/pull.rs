@@ -1,21 +1,20 @@
 //! Images, pulled inside the guest by a process of their own, and how far each pull is.
 //!
-//! This is the only place that talks to the image engine. A pull belongs to one container; its state can be watched before it begins,
-//! as the host asks for both at once. Dropping the future of a pull ends the worker.
+//! This is the only place that talks to the image engine. Containers that want the same image share a pull ([`flight`](super::flight));
+//! each has a state of its own, which can be watched before the pull begins, as the host asks for both at once.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nacre_protocol::nacre::pull_status::Phase;
 use nacre_protocol::nacre::{PullStatus, SetRegistryAccessRequest};
-use nacre_pull::{Auth, Event, Image, Request};
+use nacre_pull::{Auth, Image, Request};
 use tokio::process::Command;
 use tokio::sync::watch;
 
+use super::flight::{self, Flights, State};
 use super::rules::Rules;
 
 /// The longest image reference.
@@ -38,8 +37,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// What references without a registry mean.
 const DEFAULT_REGISTRY: &str = "docker.io";
 
-/// An image was not pulled.
-#[derive(Debug, thiserror::Error)]
+/// An image was not pulled. All who waited for it get the same.
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum PullError {
     /// No image is named.
     #[error("pull image {0:?}: the reference is empty, too long, or no registry's")]
@@ -58,7 +57,23 @@ pub enum PullError {
         /// The image.
         reference: String,
         /// Its reason.
-        source: nacre_pull::client::Error,
+        source: Arc<nacre_pull::client::Error>,
+    },
+    /// There is no room for one more.
+    #[error(
+        "pull image {reference}: {} images are being pulled and {} wait in line already",
+        flight::AT_ONCE,
+        flight::IN_LINE
+    )]
+    TooMany {
+        /// The image.
+        reference: String,
+    },
+    /// The agent is about to end.
+    #[error("pull image {reference}: ended before it was done")]
+    Ended {
+        /// The image.
+        reference: String,
     },
 }
 
@@ -85,7 +100,7 @@ impl WorkerCommand {
         WorkerCommand { program: "/proc/self/exe".into(), args: vec!["pull".into()] }
     }
 
-    fn command(&self) -> Command {
+    pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args);
         if std::env::var_os("PATH").is_none() {
@@ -113,10 +128,10 @@ pub struct Settings {
 /// The pulls of the whole agent.
 #[derive(Debug)]
 pub struct Pulls {
-    settings: Settings,
+    settings: Arc<Settings>,
+    flights: Arc<Flights>,
     watched: Mutex<HashMap<String, watch::Sender<PullStatus>>>,
     registries: Mutex<HashMap<String, Access>>,
-    bytes: AtomicU64,
 }
 
 #[derive(Clone, Default)]
@@ -135,8 +150,9 @@ impl std::fmt::Debug for Access {
 impl Pulls {
     /// No pull yet.
     pub fn new(settings: Settings) -> Arc<Pulls> {
-        let bytes = AtomicU64::new(0);
-        Arc::new(Pulls { settings, watched: Mutex::default(), registries: Mutex::default(), bytes })
+        let settings = Arc::new(settings);
+        let flights = Flights::new(settings.clone());
+        Arc::new(Pulls { settings, flights, watched: Mutex::default(), registries: Mutex::default() })
     }
 
     /// From now on reach a registry as `request` says.
@@ -157,42 +173,20 @@ impl Pulls {
         Ok(())
     }
 
-    /// Pull `reference` for `container`.
+    /// Pull `reference` for `container`. Dropping the future does not end the pull: whoever asks again joins it.
     pub async fn pull(&self, container: &str, reference: &str) -> Result<Image, PullError> {
-        // Of this machine's files, a host has none to name.
-        let is_local = reference.starts_with("oci:") || reference.starts_with("oci-archive:");
-        if reference.is_empty() || reference.len() > MAX_REFERENCE || is_local {
-            return Err(PullError::Reference(reference.chars().take(MAX_REFERENCE).collect()));
+        check_reference(reference)?;
+        let mut flight = self.flights.join(self.request(reference));
+        loop {
+            let State { status, result } = flight.borrow_and_update().clone();
+            self.tell(container, status);
+            if let Some(result) = result {
+                return result;
+            }
+            if flight.changed().await.is_err() {
+                return Err(PullError::Ended { reference: reference.into() }); // each flight tells its end, but the type can't say so
+            }
         }
-        let progress = Progress { pulls: self, container, reference, begun: Instant::now() };
-        progress.update(|status| {
-            *status = PullStatus { revision: status.revision, reference: reference.into(), ..PullStatus::new() };
-            status.phase = Phase::RESOLVING.into();
-        });
-        let mut worker = self.settings.worker.command();
-        worker.envs(self.settings.rules.environment.iter().map(|(name, value)| (name, value)));
-        let engine = nacre_pull::client::pull(worker, self.request(reference), |event| {
-            progress.event(event);
-        });
-        let result = match tokio::time::timeout(self.settings.timeout, engine).await {
-            Ok(Ok(image)) => Ok(image),
-            Ok(Err(source)) => Err(PullError::Engine { reference: reference.into(), source }),
-            Err(_) => Err(PullError::Deadline { reference: reference.into(), timeout: self.settings.timeout }),
-        };
-        progress.update(|status| match &result {
-            Ok(image) => {
-                status.phase = Phase::DONE.into();
-                status.manifest_digest = image.manifest_digest.clone();
-                status.layers_done = status.layers_total;
-                status.bytes_done = status.bytes_total;
-                self.bytes.fetch_add(status.bytes_total, Relaxed);
-            }
-            Err(error) => {
-                status.phase = Phase::FAILED.into();
-                status.error = crate::chain(error);
-            }
-        });
-        result
     }
 
     fn request(&self, reference: &str) -> Request {
@@ -231,7 +225,13 @@ impl Pulls {
 
     /// Compressed bytes of all images pulled so far.
     pub fn bytes_total(&self) -> u64 {
-        self.bytes.load(Relaxed)
+        self.flights.bytes_total()
+    }
+
+    /// A container's pull is so far.
+    fn tell(&self, container: &str, now: PullStatus) {
+        let Some(sender) = self.sender(container) else { return };
+        sender.send_modify(|status| *status = PullStatus { revision: status.revision + 1, ..now });
     }
 
     fn sender(&self, container: &str) -> Option<watch::Sender<PullStatus>> {
@@ -258,52 +258,18 @@ impl Pulls {
     }
 }
 
-/// Where a pull's events go.
-struct Progress<'a> {
-    pulls: &'a Pulls,
-    container: &'a str,
-    reference: &'a str,
-    begun: Instant,
-}
-
-impl Progress<'_> {
-    fn event(&self, event: &Event) {
-        self.update(|status| match event {
-            Event::Resolving => status.phase = Phase::RESOLVING.into(),
-            Event::Resolved { manifest_digest, layers, bytes } => {
-                status.phase = Phase::FETCHING.into();
-                status.manifest_digest = manifest_digest.clone();
-                status.layers_total = u32::try_from(*layers).unwrap_or(u32::MAX);
-                status.bytes_total = *bytes;
-                tracing::info!(
-                    container = self.container,
-                    image = self.reference,
-                    digest = manifest_digest,
-                    "image resolved"
-                );
-            }
-            Event::Progress { layers_done, bytes_done } => {
-                status.layers_done = u32::try_from(*layers_done).unwrap_or(u32::MAX);
-                status.bytes_done = *bytes_done;
-            }
-            // The end is told by the worker's result.
-            Event::Done(_) | Event::Failed { .. } => {}
-        });
-    }
-
-    fn update(&self, change: impl FnOnce(&mut PullStatus)) {
-        let Some(sender) = self.pulls.sender(self.container) else { return };
-        sender.send_modify(|status| {
-            change(status);
-            status.revision += 1;
-            status.elapsed_ns = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        });
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each change to the maps is one call, so a holder that panicked left them whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check_reference(reference: &str) -> Result<(), PullError> {
+    // Of this machine's files, a host has none to name.
+    let is_local = reference.starts_with("oci:") || reference.starts_with("oci-archive:");
+    if reference.is_empty() || reference.len() > MAX_REFERENCE || is_local {
+        return Err(PullError::Reference(reference.chars().take(MAX_REFERENCE).collect()));
+    }
+    Ok(())
 }
 
 /// The registry of a reference: what stands before the first slash, if it looks like a host.
@@ -351,64 +317,5 @@ fn is_pem(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_registry_of_a_reference_is_a_host() {
-        for (reference, registry) in [
-            ("alpine", "docker.io"),
-            ("library/alpine:3", "docker.io"),
-            ("localhost/x", "localhost"),
-            ("10.0.2.2:5000/demo:1", "10.0.2.2:5000"),
-            ("ghcr.io/a/b@sha256:00", "ghcr.io"),
-        ] {
-            assert_eq!(registry_of(reference), registry);
-        }
-    }
-
-    #[test]
-    fn access_that_makes_no_sense_is_refused() {
-        let pulls = Pulls::for_tests();
-        let set = |registry: &str, ca_pem: &str| {
-            let request = SetRegistryAccessRequest {
-                registry: registry.into(),
-                ca_pem: ca_pem.into(),
-                ..SetRegistryAccessRequest::new()
-            };
-            pulls.set_registry_access(&request)
-        };
-        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(set("10.0.2.2:5000", "").is_ok());
-        assert!(set("registry.example", pem).is_ok());
-        for (registry, ca) in
-            [("", ""), ("a/b", ""), ("a b", ""), ("a", "garbage"), ("a", "-----BEGIN CERTIFICATE-----\n")]
-        {
-            assert!(set(registry, ca).is_err(), "{registry:?} {ca:?}");
-        }
-        assert!(pulls.request("registry.example/a").ca_pem.is_some());
-        assert!(pulls.request("other.example/a").ca_pem.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_pull_can_be_watched_before_it_begins_and_its_failure_is_seen() {
-        let pulls = Pulls::for_tests();
-        let watcher = tokio::spawn({
-            let pulls = pulls.clone();
-            async move { pulls.watch("c", 0).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(pulls.pull("c", "registry.example/a").await.is_err());
-        let seen = watcher.await.unwrap();
-        assert!(seen.revision > 0);
-        assert_eq!(seen.reference, "registry.example/a");
-        let last = pulls.watch("c", 0).await;
-        assert_eq!(last.phase.enum_value(), Ok(Phase::FAILED));
-        assert!(last.error.contains("registry.example/a"), "{}", last.error);
-    }
-
-    #[tokio::test]
-    async fn an_image_without_a_name_is_refused() {
-        assert!(matches!(Pulls::for_tests().pull("c", "").await, Err(PullError::Reference(_))));
-    }
-}
+#[path = "pull_tests.rs"]
+mod tests;
