@@ -3,6 +3,7 @@
 //! Parsing cannot fail: as PID 1 the agent must come up whatever the command line says, so a malformed value is
 //! reported and its default kept. The settings are made once, in `main`, and passed down.
 
+pub mod prefetch;
 mod words;
 
 use std::fmt;
@@ -38,6 +39,8 @@ pub struct Config {
     pub image_registry_auth: Option<String>,
     /// Whether container images must be named by digest.
     pub require_image_digest: bool,
+    /// Images to pull before a container asks for them.
+    pub prefetch: Vec<String>,
     /// The proxy through which registries are reached, and the hosts that are reached without it.
     pub https_proxy: Option<String>,
     /// See `https_proxy`.
@@ -61,6 +64,7 @@ impl Default for Config {
             image_policy_file: None,
             image_registry_auth: None,
             require_image_digest: false,
+            prefetch: Vec::new(),
             https_proxy: None,
             no_proxy: None,
             hotplug_timeout: Duration::from_secs(3),
@@ -98,6 +102,7 @@ const KEYS: &[(&str, Setter)] = &[
     ("agent.image_policy_file", |c, v| set(&mut c.image_policy_file, file(v))),
     ("agent.image_registry_auth", |c, v| set(&mut c.image_registry_auth, file(v))),
     ("nacre.require_image_digest", |c, v| set(&mut c.require_image_digest, flag(v))),
+    ("nacre.prefetch", |c, v| set(&mut c.prefetch, prefetch::of_value(v))),
     ("agent.https_proxy", |c, v| set(&mut c.https_proxy, text(v))),
     ("agent.no_proxy", |c, v| set(&mut c.no_proxy, text(v))),
     ("agent.hotplug_timeout", |c, v| set(&mut c.hotplug_timeout, seconds(v))),
@@ -224,7 +229,7 @@ mod tests {
             "console=hvc0 agent.log=debug agent.log_vport=1025 agent.container_pipe_size=65536 agent.image_pull_timeout=7 \
              agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
-             agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8",
+             agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b",
         );
         assert_eq!(complaints, []);
         let expected = Config {
@@ -236,6 +241,7 @@ mod tests {
             image_policy_file: Some("/etc/p.json".into()),
             image_registry_auth: Some("/etc/a.json".into()),
             require_image_digest: true,
+            prefetch: vec!["a:1".into(), "r.example/b".into()],
             https_proxy: Some("http://proxy:3128".into()),
             no_proxy: Some("10.0.0.0/8".into()),
             hotplug_timeout: Duration::from_secs(9),
@@ -256,6 +262,7 @@ mod tests {
             "agent.container_pipe_size=9999999999",
             "agent.image_pull_timeout=0",
             "agent.hotplug_timeout=3s",
+            "nacre.prefetch=a,,b",
             "systemd.unified_cgroup_hierarchy=maybe",
         ] {
             let (config, complaints) = parse(bad);

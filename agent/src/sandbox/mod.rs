@@ -182,7 +182,11 @@ impl Sandbox {
         if namespaces.is_some() {
             shared.namespaces = namespaces;
         }
+        drop(shared);
         tracing::info!(sandbox = request.sandbox_id, hostname = request.hostname, "sandbox created");
+        if is_new {
+            self.pulls.prefetch(); // hosts set up the network before the sandbox
+        }
         Ok(())
     }
 

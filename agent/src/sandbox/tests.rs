@@ -1,6 +1,8 @@
 //! What the pod refuses, without a container being run.
 
 use super::*;
+use crate::storage::pull;
+use crate::storage::rules::Rules;
 
 fn sandbox() -> Arc<Sandbox> {
     Sandbox::new(Settings { pipe_size: None, scratch: "/nonexistent".into() }, Pulls::for_tests())
@@ -52,6 +54,28 @@ async fn containers_are_bounded() {
         (0..MAX_CONTAINERS).map(|i| sandbox.reserve(&ContainerId::parse(&i.to_string()).unwrap()).unwrap()).collect();
     assert!(matches!(sandbox.create_container(request("one-more")).await, Err(Error::TooMany)));
     drop(names);
+}
+
+#[tokio::test]
+async fn images_wanted_early_are_pulled_once_the_pod_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let mut started = tokio::net::unix::pipe::OpenOptions::new().read_write(true).open_receiver(&fifo).unwrap();
+    let args = ["-c".into(), "echo >\"$0\"".into(), fifo.into()].into();
+    let pulls = Pulls::new(pull::Settings {
+        store: dir.path().into(),
+        timeout: Duration::from_secs(600),
+        worker: pull::WorkerCommand { program: "sh".into(), args },
+        rules: Rules { prefetch: vec!["a".into()], ..Rules::default() },
+    });
+    let sandbox = Sandbox::new(Settings { pipe_size: None, scratch: "/nonexistent".into() }, pulls);
+    match sandbox.create(CreateSandboxRequest::new()).await {
+        Err(error @ Error::System { .. }) => return println!("skipped: {}", crate::chain(&error)),
+        created => created.unwrap(),
+    }
+    assert_eq!(tokio::io::AsyncReadExt::read_u8(&mut started).await.unwrap(), b'\n');
+    sandbox.destroy().await.unwrap();
 }
 
 #[tokio::test]

@@ -180,6 +180,32 @@ async fn of_five_images_four_are_pulled_at_once() {
 }
 
 #[tokio::test]
+async fn an_image_wanted_early_is_joined_by_the_container_that_wants_it() {
+    let early = ["oci:/etc", "registry.example/a", "registry.example/a", "registry.example/b"].map(String::from);
+    let rules = Rules { prefetch: early.into(), ..Rules::default() };
+    let mut bench = Bench::with(&["a", "b"], Duration::from_secs(600), rules);
+    bench.pulls.prefetch();
+    let mut started = [bench.heard().await, bench.heard().await];
+    started.sort_unstable();
+    assert_eq!(started, ["+a", "+b"]);
+    let joined = bench.pull("c1", "a");
+    bench.in_phase("c1", Phase::FETCHING).await;
+    bench.end("a", "done");
+    assert_eq!(joined.await.unwrap().unwrap(), image());
+    assert_eq!(bench.heard().await, "-a");
+
+    bench.pull("c2", "b");
+    bench.in_phase("c2", Phase::FETCHING).await;
+    bench.end("b", "fail");
+    bench.in_phase("c2", Phase::FAILED).await;
+    assert_eq!(bench.heard().await, "-b");
+    let retry = bench.pull("c2", "b");
+    assert_eq!(bench.heard().await, "+b");
+    bench.end("b", "done");
+    assert_eq!(retry.await.unwrap().unwrap(), image());
+}
+
+#[tokio::test]
 async fn another_who_asks_with_other_credentials_does_not_join() {
     let mut bench = Bench::new(&["a"]);
     let one = bench.pull("c1", "a");

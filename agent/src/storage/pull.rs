@@ -189,6 +189,25 @@ impl Pulls {
         }
     }
 
+    /// Begin to pull the images that are wanted early. One that fails is told in the log; a container that wants it asks anew.
+    pub fn prefetch(&self) {
+        for reference in &self.settings.rules.prefetch {
+            if let Err(error) = check_reference(reference) {
+                tracing::warn!(error = crate::chain(&error), "not pulled early");
+                continue;
+            }
+            let mut flight = self.flights.join(self.request(reference));
+            tokio::spawn(async move {
+                // No end comes only when the agent itself ends.
+                let Ok(state) = flight.wait_for(|state| state.result.is_some()).await else { return };
+                match &state.result {
+                    Some(Err(error)) => tracing::warn!(error = crate::chain(error), "not pulled early"),
+                    _ => tracing::info!(image = state.status.reference, "pulled early"),
+                }
+            });
+        }
+    }
+
     fn request(&self, reference: &str) -> Request {
         let access = lock(&self.registries).get(registry_of(reference)).cloned().unwrap_or_default();
         Request {

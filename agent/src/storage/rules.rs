@@ -1,16 +1,17 @@
-//! What the guest's image says of images: which may be used, where they are had, who asks. All of it is measured with the image; a rule that is
-//! there and can't be read admits nothing.
+//! What the guest's image says of images: which may be used, where they are had, who asks, which are wanted early. All of it is measured with
+//! the image; a rule that is there and can't be read admits nothing.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
-use crate::config::Config;
+use crate::config::{Config, prefetch};
 
 /// Where the rules are, unless the kernel's command line names another file.
 const POLICY: &str = "/etc/containers/policy.json";
 const REGISTRIES: &str = "/etc/containers/registries.conf";
 const AUTH: &str = "/etc/containers/auth.json";
+const PREFETCH: &str = "/etc/nacre/prefetch";
 
 /// The largest file of rules.
 const MAX_RULES: u64 = 1 << 20;
@@ -31,6 +32,8 @@ pub struct Rules {
     pub auth_file: Option<String>,
     /// Environment variables of the puller: its way out.
     pub environment: Vec<(&'static str, String)>,
+    /// Images to pull before a container asks for them: the image's, then the command line's.
+    pub prefetch: Vec<String>,
 }
 
 impl Rules {
@@ -61,6 +64,23 @@ impl Rules {
             registries: registries.unwrap_or_default(),
             auth_file: auth_file.unwrap_or_default(),
             environment: environment.into_iter().flatten().collect(),
+            prefetch: prefetched(root).into_iter().chain(config.prefetch.iter().cloned()).collect(),
+        }
+    }
+}
+
+/// The list that the image carries. It admits nothing, so one that makes no sense costs time and no more.
+fn prefetched(root: &Path) -> Vec<String> {
+    match read(&root.join(PREFETCH.trim_start_matches('/'))) {
+        Ok(text) => prefetch::of_text(&text).unwrap_or_else(|why| {
+            tracing::warn!(path = PREFETCH, "no image of the list is pulled early: {why}");
+            Vec::new()
+        }),
+        Err(error) => {
+            if error.kind() != ErrorKind::NotFound {
+                tracing::warn!(path = PREFETCH, %error, "no image of the list is pulled early");
+            }
+            Vec::new()
         }
     }
 }
@@ -95,5 +115,18 @@ mod tests {
         assert_eq!(Rules::of_image(root.path(), &named).policy.as_deref(), Some(REJECT));
         std::fs::write(dir.join("registries.conf"), [0xff]).unwrap();
         assert_eq!(Rules::of_image(root.path(), &config).policy.as_deref(), Some(REJECT));
+    }
+
+    #[test]
+    fn images_wanted_early_come_from_the_image_and_the_command_line() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { prefetch: vec!["b".into()], ..Config::default() };
+        assert_eq!(Rules::of_image(root.path(), &config).prefetch, ["b"]);
+        std::fs::create_dir_all(root.path().join("etc/nacre")).unwrap();
+        for (text, images) in [("a # first\n", "a b"), ("no list", "b")] {
+            std::fs::write(root.path().join("etc/nacre/prefetch"), text).unwrap();
+            let rules = Rules::of_image(root.path(), &config);
+            assert_eq!((rules.prefetch.join(" ").as_str(), rules.policy), (images, None));
+        }
     }
 }
