@@ -100,9 +100,10 @@ async fn bring_up(
     progress.say(&format!("boot: {:.2} s, {choice}", timings.vm_ms / 1e3));
 
     watch.lap();
+    // First, for images may be pulled as soon as there is a sandbox.
+    guest.set_registry_access(access).await?;
     guest.set_up_pod(pod.name()).await?;
     timings.network_ms = watch.lap();
-    guest.set_registry_access(access).await?;
     volumes::copy(&guest, pod.name(), &run.volumes).await?;
 
     watch.lap();

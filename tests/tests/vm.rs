@@ -42,7 +42,7 @@ async fn vm_a_guest_keeps_its_rules_of_images_whatever_the_host_asks() {
         ..Default::default()
     };
     let error = client.agent.create_container(limit(), &request).await.unwrap_err().to_string();
-    assert!(error.contains("by digest"), "{error}");
+    assert!(error.contains("by digest") && error.contains("PERMISSION_DENIED"), "{error}");
 }
 
 #[tokio::test]

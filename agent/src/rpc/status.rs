@@ -109,6 +109,7 @@ fn of_engine(error: &nacre_jail::Error) -> Code {
 fn of_storage(error: &storage::Error) -> Code {
     match error {
         error if error.is_unimplemented() => Code::UNIMPLEMENTED,
+        error if error.is_denied() => Code::PERMISSION_DENIED,
         error if error.is_deadline() => Code::DEADLINE_EXCEEDED,
         error if error.is_exhausted() => Code::RESOURCE_EXHAUSTED,
         error => invalid_or_internal(error.is_invalid()),

@@ -81,6 +81,11 @@ impl Error {
         matches!(self, Error::Driver(_))
     }
 
+    /// Whether the image policy does not allow it.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Error::Pull(PullError::Engine { source, .. }) if source.kind() == nacre_pull::Kind::Denied)
+    }
+
     /// Whether time ran out.
     pub fn is_deadline(&self) -> bool {
         matches!(self, Error::Pull(PullError::Deadline { .. }))
