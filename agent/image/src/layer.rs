@@ -18,8 +18,8 @@ use crate::store::Store;
 use crate::stream::{Counted, Decoder, Filler, Hashed, Pieces, belt};
 use crate::unpack;
 
-/// The most layers of an image. Docker's engine stops at 127.
-const MAX_LAYERS: usize = 128;
+/// The most layers of an image, which is what overlayfs takes. Docker's engine stops at 127, other builders do not.
+const MAX_LAYERS: usize = 500;
 
 /// The most bytes that an image unpacks to.
 const MAX_UNPACKED: u64 = 256 << 30;

@@ -34,6 +34,9 @@ pub fn parse(text: &str) -> Result<PathBuf, &'static str> {
     Ok(Path::new("/").join(names.iter().collect::<PathBuf>()))
 }
 
+/// A place in the tree, not a way to read it.
+const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// An open directory.
 #[derive(Debug)]
 pub struct Directory(OwnedFd);
@@ -42,17 +45,21 @@ impl Directory {
     /// Open `path`, an absolute one, and make what of it is missing.
     pub fn make(path: &Path) -> Result<Directory, Error> {
         let failed = |act| move |error: Errno| Error::system(act, path, error);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut directory = openat(CWD, "/", flags, Mode::empty()).map_err(failed("open the root of"))?;
+        let mut directory = openat(CWD, "/", FLAGS, Mode::empty()).map_err(failed("open the root of"))?;
         for component in path.components() {
             let Component::Normal(name) = component else { continue };
             match mkdirat(&directory, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed("make directory")(error)),
             }
-            directory = openat(&directory, name, flags, Mode::empty()).map_err(failed("open directory"))?;
+            directory = openat(&directory, name, FLAGS, Mode::empty()).map_err(failed("open directory"))?;
         }
         Ok(Directory(directory))
+    }
+
+    /// Open `path`, which is there and ours: what leads to it is not looked at.
+    pub fn open(path: &Path) -> Result<Directory, Errno> {
+        openat(CWD, path, FLAGS, Mode::empty()).map(Directory)
     }
 
     /// A path that leads here as long as the directory is open.

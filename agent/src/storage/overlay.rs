@@ -15,7 +15,7 @@ use rustix::mount::{
 use super::Error;
 use super::directory::Directory;
 
-/// What mount(2) takes of options, where the kernel does not know `lowerdir+` (before 6.7).
+/// What mount(2) takes of options: a page, and the byte that ends the string.
 const MAX_DATA: usize = 4095;
 
 /// Mount `layers`, the lowest first, on `target`; what is written goes to directories made in `scratch`, which is `scratch_path`.
@@ -37,13 +37,14 @@ pub fn mount(
         layers => layers.iter().rev().map(PathBuf::as_path).collect(),
     };
     let mounted = match by_parts(&lower, &upper, &work, target) {
-        Err(Errno::INVAL) => at_once(&lower, &upper, &work, target),
+        // Before Linux 6.7 there is no `lowerdir+`; and a path of 256 bytes is too long for it.
+        Err(Errno::INVAL | Errno::NOSYS) => at_once(&lower, scratch, target),
         other => other.map_err(io::Error::from),
     };
     mounted.map_err(|error| Error::system("mount the image's layers (type overlay) on", mount_point, error))
 }
 
-/// One call for each layer, so that their number does not matter.
+/// One call for each layer, so that there may be as many as an overlay takes: 500.
 fn by_parts(lower: &[&Path], upper: &Path, work: &Path, target: &Directory) -> Result<(), Errno> {
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&overlay, "source", "overlay")?;
@@ -63,15 +64,140 @@ fn by_parts(lower: &[&Path], upper: &Path, work: &Path, target: &Directory) -> R
     )
 }
 
-fn at_once(lower: &[&Path], upper: &Path, work: &Path, target: &Directory) -> io::Result<()> {
-    let lower: Vec<_> = lower.iter().map(|layer| layer.to_string_lossy()).collect();
-    let data = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
-    if data.len() > MAX_DATA {
-        return Err(io::Error::new(
-            io::ErrorKind::ArgumentListTooLong,
-            format!("{} layers are more than this kernel mounts", lower.len()),
-        ));
+/// One string for all layers. Each is named by a descriptor: such names are short, and hold no colon or comma that would end them.
+fn at_once(lower: &[&Path], scratch: &Directory, target: &Directory) -> io::Result<()> {
+    let scratch = scratch.path();
+    let rest = format!(",upperdir={scratch}/upper,workdir={scratch}/work");
+    let (mut data, mut open) = (String::from("lowerdir="), Vec::new());
+    for layer in lower {
+        let layer = Directory::open(layer)?;
+        if !open.is_empty() {
+            data.push(':');
+        }
+        data.push_str(&layer.path());
+        if data.len() + rest.len() > MAX_DATA {
+            let (wanted, most) = (lower.len(), open.len());
+            let reason = format!("the image has {wanted} layers, this kernel mounts {most} (Linux 6.7 and later: 500)");
+            return Err(io::Error::new(io::ErrorKind::ArgumentListTooLong, reason));
+        }
+        open.push(layer);
     }
-    let data = CString::new(data)?;
+    let data = CString::new(data + &rest)?;
     Ok(rustix::mount::mount("overlay", target.path(), "overlay", MountFlags::empty(), data.as_c_str())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountPropagationFlags, mount_change};
+
+    /// A place for layers, and where to mount them.
+    struct Place {
+        dir: PathBuf,
+        scratch: Directory,
+        target: Directory,
+    }
+
+    impl Place {
+        fn layers(&self, count: usize) -> Vec<PathBuf> {
+            let layer = |number: usize| {
+                let layer = self.dir.join(format!("{number:064x}"));
+                fs::create_dir(&layer).unwrap();
+                for name in ["all".to_string(), format!("own{number}")] {
+                    fs::write(layer.join(name), number.to_string()).unwrap();
+                }
+                layer
+            };
+            (0..count).map(layer).collect()
+        }
+
+        fn text(&self, name: &str) -> String {
+            fs::read_to_string(self.dir.join("target").join(name)).unwrap()
+        }
+
+        /// Each layer's own file is there, and of those that all have, the topmost.
+        fn check(&self, count: usize) {
+            assert_eq!(self.text("all"), (count - 1).to_string());
+            for number in 0..count {
+                assert_eq!(self.text(&format!("own{number}")), number.to_string());
+            }
+            fs::write(self.dir.join("target/new"), "new").unwrap();
+            assert_eq!(fs::read_to_string(self.dir.join("scratch/upper/new")).unwrap(), "new");
+        }
+
+        fn mount(&self, layers: &[PathBuf]) -> Result<(), Error> {
+            mount(layers, &self.scratch, &self.dir.join("scratch"), &self.target, &self.dir.join("target"))
+        }
+
+        fn mount_at_once(&self, layers: &[PathBuf]) -> io::Result<()> {
+            for name in ["upper", "work"] {
+                fs::create_dir(self.dir.join("scratch").join(name)).unwrap();
+            }
+            let lower: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
+            at_once(&lower, &self.scratch, &self.target)
+        }
+    }
+
+    /// Run `test` in a mount namespace of its own, on a tmpfs below a directory of this name, or say why not.
+    fn on_tmpfs(name: &str, test: impl FnOnce(&Place) + Send) {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let run = || {
+            // Only this thread moves, and it ends with the test.
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNS) {
+                return println!("skipped: unshare(CLONE_NEWNS): {error}");
+            }
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            rustix::mount::mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), c"").unwrap();
+            let made = |name| Directory::make(&dir.join(name)).unwrap();
+            test(&Place { dir: dir.clone(), scratch: made("scratch"), target: made("target") });
+        };
+        std::thread::scope(|scope| scope.spawn(run).join().unwrap());
+    }
+
+    #[test]
+    fn an_image_of_500_layers_is_mounted_and_its_topmost_files_are_seen() {
+        on_tmpfs("a", |place| {
+            // Linux before 6.7 has no way to do it.
+            match place.mount(&place.layers(500)) {
+                Err(error) if crate::chain(&error).contains("this kernel mounts") => println!("skipped: {error}"),
+                other => {
+                    other.unwrap();
+                    place.check(500);
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn an_older_kernel_mounts_200_layers_and_says_what_its_limit_is() {
+        on_tmpfs("a:b,c", |place| {
+            let layers = place.layers(240);
+            place.mount_at_once(&layers[..200]).unwrap();
+            place.check(200);
+        });
+        on_tmpfs("a", |place| {
+            let error = place.mount_at_once(&place.layers(240)).unwrap_err().to_string();
+            assert!(error.contains("has 240 layers, this kernel mounts 2"), "{error}");
+        });
+    }
+
+    #[test]
+    fn paths_that_are_too_long_for_one_way_go_the_other() {
+        let name = format!("{}/{}", "n".repeat(200), "m".repeat(100));
+        on_tmpfs(&name, |place| {
+            place.mount(&place.layers(3)).unwrap();
+            place.check(3);
+        });
+    }
+
+    #[test]
+    fn an_image_without_layers_is_an_empty_directory() {
+        on_tmpfs("a", |place| {
+            place.mount(&[]).unwrap();
+            assert!(fs::read_dir(place.dir.join("target")).unwrap().next().is_none());
+        });
+    }
 }
