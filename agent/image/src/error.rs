@@ -43,12 +43,15 @@ pub struct Error {
     pub message: String,
 }
 
+/// The longest message. Strangers' texts come into it, also by way of a parser's errors, and other programs pass it on.
+const MAX_MESSAGE: usize = 4 << 10;
+
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// An error of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into() }
+        Error { kind, message: bounded(message.into()) }
     }
 
     pub(crate) fn bad_image(message: impl Into<String>) -> Error {
@@ -82,12 +85,12 @@ impl Error {
         }
         let start = text.find("{\"kind\":")?;
         let Wire { kind, message } = serde_json::Deserializer::from_str(text.get(start..)?).into_iter().next()?.ok()?;
-        Some(Error { kind, message })
+        Some(Error::new(kind, message))
     }
 
     /// The same error, with what it is about.
     pub(crate) fn context(self, what: impl std::fmt::Display) -> Error {
-        Error { message: format!("{what}: {}", self.message), ..self }
+        Error { message: bounded(format!("{what}: {}", self.message)), ..self }
     }
 
     /// What a reader of ours failed with: an error of ours that came through it, or the data's fault.
@@ -103,6 +106,16 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         io::Error::other(error)
     }
+}
+
+fn bounded(mut message: String) -> String {
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    message
+}
+
+/// A stranger's text for a message: short, and on one line. (A precision does nothing to `{:?}`.)
+pub(crate) fn quoted(text: &str) -> String {
+    format!("{:?}", text.chars().take(100).collect::<String>())
 }
 
 /// What skopeo and its libraries say, in lower case, and what it means. The first row that fits counts; the order
@@ -192,6 +205,17 @@ mod tests {
     #[test]
     fn a_message_is_one_line_whatever_the_client_says() {
         assert!(!from_proxy("open x", "a\nb\r\nc").message.contains(['\n', '\r']));
+    }
+
+    #[test]
+    fn a_message_is_short_whatever_it_quotes() {
+        let long = "ä\n".repeat(1 << 20);
+        assert!(quoted(&long).len() < 400 && !quoted(&long).contains('\n'));
+        let parser = serde_json::from_str::<u32>(&serde_json::json!(long).to_string()).unwrap_err();
+        let error = Error::bad_image(parser.to_string());
+        assert!(error.message.len() <= MAX_MESSAGE && error.context(long).message.len() <= MAX_MESSAGE);
+        let json = serde_json::json!({ "kind": "Internal", "message": "m".repeat(1 << 20) }).to_string();
+        assert_eq!(Error::from_wire(&json).unwrap().message.len(), MAX_MESSAGE);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oci_spec::image::{Descriptor, ImageManifest};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 use crate::ocicrypt::{Encrypted, Keys, PrivateOptions};
 use crate::reference::{self, Sha256};
 use crate::registry::Registry;
@@ -113,7 +113,7 @@ fn check_type(media_type: &str) -> Result<()> {
     if TYPES.contains(&plain.unwrap_or(media_type)) {
         return Ok(());
     }
-    Err(Error::bad_image(format!("a layer is of type {media_type:.100?}, which is no layer of a container image")))
+    Err(Error::bad_image(format!("a layer is of type {}, which is no layer of a container image", quoted(media_type))))
 }
 
 impl Layer {

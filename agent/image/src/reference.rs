@@ -1,6 +1,6 @@
 //! The name of an image, as far as it must be understood here.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 
 /// The longest reference.
 pub(crate) const MAX_LENGTH: usize = 1024;
@@ -65,7 +65,7 @@ pub(crate) fn sha256(digest: &str) -> Result<Sha256> {
     let text = digest.strip_prefix("sha256:").filter(|text| !text.contains(|c: char| c.is_ascii_uppercase()));
     text.and_then(|text| hex::decode(text).ok())
         .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| Error::bad_image(format!("{digest:.100?} is no sha256 digest")))
+        .ok_or_else(|| Error::bad_image(format!("{} is no sha256 digest", quoted(digest))))
 }
 
 #[cfg(test)]

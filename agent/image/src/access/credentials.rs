@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::MAX_FILE;
 use super::name::{self, Name};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 
 /// Docker's old keys are addresses with these ends; others of its keys hold something else.
 const LEGACY_ENDS: [&str; 6] = ["", "/", "/v1", "/v1/", "/v2", "/v2/"];
@@ -93,7 +93,7 @@ impl Credentials {
             ..Credentials::default()
         };
         for (key, entry) in file.auths {
-            let secret = entry.secret().map_err(|error| bad(error.context(format!("auths {key:.100?}"))))?;
+            let secret = entry.secret().map_err(|error| bad(error.context(format!("auths {}", quoted(&key)))))?;
             match legacy_host(&key) {
                 // The safer scheme comes later in the map's order, and wins.
                 Some(host) => drop(credentials.legacy.insert(host, secret)),
@@ -131,7 +131,7 @@ impl Credentials {
 }
 
 fn unknown_helper(key: &str, helper: &str, host: &str) -> Error {
-    bad(format!("{key} leaves {host} to {helper:.100?}, which can't be run here: put the credentials into auths"))
+    bad(format!("{key} leaves {host} to {}, which can't be run here: put the credentials into auths", quoted(helper)))
 }
 
 impl Entry {

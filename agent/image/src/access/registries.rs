@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::MAX_FILE;
 use super::name::{self, Name};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 
 /// The rules of a `registries.conf`. Without one there are none.
 #[derive(Debug, Clone, Default)]
@@ -132,7 +132,8 @@ impl Registries {
         })?;
         if let Some(helper) = file.credential_helpers.first() {
             return Err(bad(format!(
-                "credential-helpers: {helper:.100?} can't be run here, credentials are in auth.json"
+                "credential-helpers: {} can't be run here, credentials are in auth.json",
+                quoted(helper)
             )));
         }
         let rules = rules(file.registry)?;
@@ -201,7 +202,7 @@ fn rules(tables: Vec<Table>) -> Result<Vec<Rule>> {
 }
 
 fn alias(short: &str, full: &str) -> Result<(String, Name)> {
-    let context = |error: Error| bad(error.context(format!("alias {short:.100?}")));
+    let context = |error: Error| bad(error.context(format!("alias {}", quoted(short))));
     let (from, to) = (Name::parse(short).map_err(context)?, Name::parse(full).map_err(context)?);
     let plain = |name: &Name| name.tag.is_none() && name.digest.is_none();
     if from.host.is_some() || to.host.is_none() || !plain(&from) || !plain(&to) {
@@ -218,7 +219,7 @@ impl Rule {
         let Some(written) = table.prefix.as_ref().or(table.location.as_ref()) else {
             return Err(bad("a [[registry]] has neither prefix nor location"));
         };
-        let context = |error: Error| bad(error.context(format!("[[registry]] {written:.100?}")));
+        let context = |error: Error| bad(error.context(format!("[[registry]] {}", quoted(written))));
         let prefix = Prefix::parse(written).map_err(context)?;
         let location = match &table.location {
             Some(location) => Some(name::place(location).map_err(context)?),

@@ -9,7 +9,7 @@ use std::io::Read;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 use super::{Archive, BLOCK, decimal, number, read_full, reading};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 
 /// The most pieces of a file.
 const MAX_PIECES: usize = 65_536;
@@ -103,7 +103,7 @@ impl Records {
                 push(&mut self.pieces, offset, number()?)?;
             }
             b"map" => self.pieces = listed(value)?,
-            _ => return Err(bad(&format!("record {:.40?} is unknown", String::from_utf8_lossy(key)))),
+            _ => return Err(bad(&format!("record {} is unknown", quoted(&String::from_utf8_lossy(key))))),
         }
         Ok(())
     }

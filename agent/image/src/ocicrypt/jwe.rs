@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::broken;
 use super::key::{Oaep, Point, PrivateKey};
-use crate::error::Result;
+use crate::error::{Result, quoted};
 
 /// The most readers.
 const MAX_RECIPIENTS: usize = 64;
@@ -113,7 +113,10 @@ fn unwrap(headers: &Headers<'_>, wrapped: &[u8], keys: &[PrivateKey]) -> Result<
     }
     let enc = headers.one("enc", |header| header.enc.as_deref())?;
     if enc != Some("A256GCM") {
-        return Err(broken(format!("JWE: the content is encrypted by {:.100?}, not A256GCM", enc.unwrap_or_default())));
+        return Err(broken(format!(
+            "JWE: the content is encrypted by {}, not A256GCM",
+            quoted(enc.unwrap_or_default())
+        )));
     }
     match headers.one("alg", |header| header.alg.as_deref())? {
         Some("RSA-OAEP") => Ok(keys.iter().find_map(|key| key.oaep(Oaep::Sha1, wrapped))),

@@ -26,7 +26,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 use secret::Secret;
 
 /// What the media types of encrypted layers end with.
@@ -237,7 +237,7 @@ fn scheme(annotation: &str) -> Result<Scheme> {
     let provider = name.strip_prefix("provider.");
     let short = provider.unwrap_or(name);
     if short.is_empty() || short.len() > MAX_NAME || !short.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(broken(format!("{annotation:.200?} names no way to wrap a key")));
+        return Err(broken(format!("{} names no way to wrap a key", quoted(annotation))));
     }
     Ok(match provider {
         Some(provider) => Scheme::Provider(provider.into()),
@@ -262,7 +262,7 @@ fn public_options(json: &[u8]) -> Result<([u8; 32], Option<[u8; 16]>)> {
     let bad = |error| broken(format!("its public options: {error}"));
     let public: Public = serde_json::from_slice(json).map_err(bad)?;
     if public.cipher != CIPHER {
-        return Err(broken(format!("cipher {:.100?} is not known, only {CIPHER}", public.cipher)));
+        return Err(broken(format!("cipher {} is not known, only {CIPHER}", quoted(&public.cipher))));
     }
     let hmac = public.hmac.array().ok_or_else(|| broken("its HMAC has not 32 bytes"))?;
     Ok((*hmac, nonce(public.cipheroptions)?))

@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+pub(super) use crate::error::quoted;
+
 /// Why a document is refused, in a line.
 pub(super) type Result<T> = std::result::Result<T, String>;
 
@@ -25,11 +27,6 @@ pub(super) enum Value {
 /// Reads one document. Its depth is bounded by `serde_json`, its length by whoever calls.
 pub(super) fn parse(bytes: &[u8]) -> Result<Value> {
     serde_json::from_slice(bytes).map_err(|error| error.to_string())
-}
-
-/// A stranger's text for a message: short, and on one line.
-pub(super) fn quoted(text: &str) -> String {
-    format!("{:?}", text.chars().take(100).collect::<String>())
 }
 
 impl Value {

@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::manifest::{Found, Manifest};
 use super::options::Options;
 use super::registry::Registry;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 use crate::reference;
 
 /// How much is read at once.
@@ -64,7 +64,7 @@ pub(super) fn find(name: &str, options: &Options) -> Result<(Arc<dyn Source>, Ma
         }
         _ => Err(Error::new(
             Kind::BadRequest,
-            format!("the transport {transport:.40?} is unknown: docker://, oci: and oci-archive: are known"),
+            format!("the transport {} is unknown: docker://, oci: and oci-archive: are known", quoted(transport)),
         )),
     }
 }

@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 use body::Source;
 use manifest::Manifest;
 use options::Options;
@@ -159,7 +159,7 @@ impl Server {
                 print(registry::Registry::find_here(request.text(0)?, &self.options));
                 Ok(Reply::value(Value::Null))
             }
-            other => Err(Error::new(Kind::Internal, format!("method {other:.40?} is unknown"))),
+            other => Err(Error::new(Kind::Internal, format!("method {} is unknown", quoted(other)))),
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::tls::Trust;
 use crate::access::credentials::Credentials;
 use crate::access::registries::Registries;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 use crate::limited;
 
 /// How long a registry may say nothing.
@@ -68,7 +68,8 @@ fn wrong(message: String) -> Error {
 
 fn seconds(text: &str) -> Result<Duration> {
     let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds)).map(Duration::from_secs);
-    seconds.ok_or_else(|| Error::new(Kind::BadRequest, format!("{text:.40?} is no number of seconds from 1 to 3600")))
+    seconds
+        .ok_or_else(|| Error::new(Kind::BadRequest, format!("{} is no number of seconds from 1 to 3600", quoted(text))))
 }
 
 #[cfg(test)]

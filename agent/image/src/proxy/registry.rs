@@ -16,7 +16,7 @@ use super::options::Options;
 use crate::access::challenge::{self, Challenge};
 use crate::access::credentials::Secret;
 use crate::access::registries::Endpoint;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 
 /// How long to wait before each further try of what may pass.
 const WAITS: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
@@ -217,7 +217,7 @@ impl Source for Registry {
 
 /// Host, repository and tag or digest of a full reference.
 fn take_apart(reference: &str) -> Result<(&str, &str, &str)> {
-    let wrong = || Error::new(Kind::BadRequest, format!("{reference:.200?} is no full image reference"));
+    let wrong = || Error::new(Kind::BadRequest, format!("{} is no full image reference", quoted(reference)));
     let (host, rest) = reference.split_once('/').ok_or_else(wrong)?;
     let (path, name) = match rest.split_once('@') {
         Some((path, digest)) => (path.split_once(':').map_or(path, |(path, _)| path), digest),
