@@ -414,6 +414,25 @@ async fn a_layout_and_an_archive_of_one_are_images_too() {
 }
 
 #[tokio::test]
+async fn an_image_of_500_layers_is_pulled_in_order_and_one_of_more_is_refused() {
+    let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |count: usize| {
+        let layers: Vec<_> = (0..count).map(|n| (archive(&[("a", n.to_string().as_bytes())]), Gzip)).collect();
+        let layout = dir.path().join(count.to_string());
+        Image::write(&layout, &[(&Image::new(&layers, "amd64"), "amd64")]);
+        let reference = format!("oci:{}:image", layout.display());
+        let request =
+            serde_json::json!({ "reference": reference, "store": store.path(), "skip_tls_verification": false });
+        pull(serde_json::from_value(request).unwrap())
+    };
+    let pulled = of(500).await.unwrap();
+    let found: Vec<_> = pulled.layers.iter().map(|layer| fs::read_to_string(layer.join("a")).unwrap()).collect();
+    assert_eq!(found, (0..500).map(|n| n.to_string()).collect::<Vec<_>>());
+    let error = of(501).await.unwrap_err();
+    assert!(error.kind() == Kind::BadImage && error.to_string().contains("at most 500"), "{error}");
+}
+
+#[tokio::test]
 async fn a_skopeo_that_is_too_old_to_be_safe_is_refused() {
     let Some(registry) = Registry::start() else { return };
     let version = std::process::Command::new("skopeo").arg("--version").output().unwrap().stdout;
