@@ -31,6 +31,9 @@ pub mod merge;
 
 pub mod policy;
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 mod error;
 
 pub use error::{Error, Kind};

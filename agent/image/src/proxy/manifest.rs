@@ -27,18 +27,18 @@ const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+
 
 /// A manifest as a source has it: its bytes, and what the source calls them.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) bytes: Vec<u8>,
-    pub(super) media_type: Option<String>,
+pub(crate) struct Found {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) media_type: Option<String>,
 }
 
 /// One image's manifest.
 #[derive(Debug)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     /// Of the bytes that the source has.
-    pub(super) digest: String,
+    pub(crate) digest: String,
     /// As the source has them, in OCI's form or Docker's: only so can the client check them.
-    pub(super) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     pub(super) config: Descriptor,
     /// The indices that led here, the first first.
     pub(super) way: Vec<Vec<u8>>,
@@ -70,7 +70,7 @@ struct Platform {
 
 impl Manifest {
     /// The manifest for this machine that `name`, a tag or a digest, leads to; `fetch` gets what a tag or digest stands for.
-    pub(super) fn find(name: &str, mut fetch: impl FnMut(&str) -> Result<Found>) -> Result<Manifest> {
+    pub(crate) fn find(name: &str, mut fetch: impl FnMut(&str) -> Result<Found>) -> Result<Manifest> {
         let mut name = name.to_string();
         let mut way = Vec::new();
         for _ in 0..MAX_NESTED {
@@ -94,7 +94,7 @@ impl Manifest {
     }
 
     /// What `GetLayerInfo` tells: the layers with their DiffIDs are the config's to know; here are the blobs.
-    pub(super) fn layer_info(&self) -> Result<Value> {
+    pub(crate) fn layer_info(&self) -> Result<Value> {
         let manifest: Value = serde_json::from_slice(&self.bytes)
             .map_err(|error| Error::bad_image(format!("the manifest makes no sense: {error}")))?;
         let layers = manifest.get("layers").and_then(Value::as_array).into_iter().flatten();

@@ -6,7 +6,7 @@
 mod body;
 mod http;
 mod layout;
-mod manifest;
+pub(crate) mod manifest;
 mod options;
 mod registry;
 mod signatures;
