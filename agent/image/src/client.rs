@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
@@ -107,6 +108,18 @@ pub async fn pull(mut command: Command, request: Request, mut on_event: impl FnM
             Err(Error::Died { status: status.to_string(), words })
         }
     }
+}
+
+/// How long a worker that was killed may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Removes what workers that were killed have left in `store`; what live ones write stays.
+pub fn sweep(store: &Path) {
+    if !store.exists() {
+        return;
+    }
+    std::thread::sleep(GONE_WITHIN); // it holds the lock until then, and whose child it was is not known here
+    let _ = crate::store::Store::open(store); // the next pull tries again
 }
 
 /// The worker has parsed what strangers sent; what it names is going to be mounted.

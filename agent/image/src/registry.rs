@@ -30,8 +30,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const MAX_MANIFEST: u64 = 4 << 20;
 const MAX_CONFIG: u64 = 8 << 20;
 
-/// How often the server tries an answer of a registry that is silent.
-const MOST_TRIES: u32 = 2;
+/// How many silences an answer may take: a mirror's, and two of the image's own place.
+const MOST_TRIES: u32 = 3;
 
 /// The user of our server, who owns nothing.
 const NOBODY: &str = "65534";
@@ -43,6 +43,7 @@ pub(crate) struct Registry {
     proxy: ImageProxy,
     image: OpenedImage,
     silence: Duration,
+    server: Server,
 }
 
 /// What the registry has of the image for this machine.
@@ -51,6 +52,8 @@ pub(crate) struct Found {
     pub(crate) manifest_digest: String,
     /// The manifest as the digest has it, or as skopeo has converted it.
     pub(crate) bytes: Vec<u8>,
+    /// Whether the digest is that of the bytes.
+    pub(crate) as_served: bool,
     pub(crate) manifest: ImageManifest,
     pub(crate) config: ImageConfiguration,
 }
@@ -75,7 +78,7 @@ impl Registry {
         let image = patiently(silence, &act, proxy.open_image(&reference::transport(&request.reference))).await?;
         // The server has read credentials and certificates by now; they go here.
         drop(access);
-        Ok(Registry { proxy, image, silence })
+        Ok(Registry { proxy, image, silence, server: request.server })
     }
 
     /// The manifest and the configuration, each checked against its digest.
@@ -89,6 +92,9 @@ impl Registry {
         let manifest: ImageManifest = serde_json::from_slice(&bytes)
             .map_err(|error| Error::bad_image(format!("the manifest {digest} makes no sense: {error}")))?;
         let as_served = matches(&bytes, &digest)?;
+        if !as_served && self.server == Server::Own {
+            return Err(corrupt("the manifest", &digest));
+        }
         let kind = manifest.config().media_type();
         if !is_config(kind) {
             return Err(Error::bad_image(format!("{reference} is no container image: its configuration is {kind}")));
@@ -96,7 +102,7 @@ impl Registry {
         let config = if as_served { self.small(manifest.config()).await? } else { self.converted(&manifest).await? };
         let config = serde_json::from_slice(&config)
             .map_err(|error| Error::bad_image(format!("the image's configuration makes no sense: {error}")))?;
-        Ok(Found { manifest_digest: digest, bytes, manifest, config })
+        Ok(Found { manifest_digest: digest, bytes, as_served, manifest, config })
     }
 
     /// A blob that fits into memory, checked.

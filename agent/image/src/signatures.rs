@@ -1,4 +1,4 @@
-//! The image policy, asked: signatures are fetched if it wants any, and it judges before anything of the image is used.
+//! Whether an image is the one that was asked for, and may be used: judged before anything of it is.
 //!
 //! Signatures come by our own server of the proxy's protocol, whoever fetches the image: the protocol has no word for them. What it says is only a
 //! stranger's word: what was signed, and that it leads to the image, is checked here.
@@ -65,30 +65,32 @@ pub(crate) fn judge_name(request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Judges the image that was `found`.
+/// Judges the image that was `found`: that its name leads to it, and that the policy admits it.
 ///
 /// # Errors
-/// [`Kind::Denied`] with the rule that is not met.
+/// [`Kind::Denied`] with the rule that is not met; [`Kind::Corrupt`] if the name leads to another image.
 pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -> Result<()> {
-    let Some(policy) = &request.policy else { return Ok(()) };
+    let pinned = request.reference.split_once('@').map(|(_, digest)| digest);
+    let policy = request.policy.as_ref();
     if reference::is_local(&request.reference) {
         let reason = "an image policy is about registries, and this is none";
+        let denied = || Error::new(Kind::Denied, format!("{}: {reason}", request.reference));
+        return policy.map_or(Ok(()), |_| Err(denied()));
+    }
+    if !found.as_served && (policy.is_some() || pinned.is_some()) {
+        let reason = "skopeo has converted its manifest, so that nothing vouches for it: use Nacre's own client";
         return Err(Error::new(Kind::Denied, format!("{}: {reason}", request.reference)));
     }
     let bad = |error: &dyn std::fmt::Display| Error::new(Kind::BadRequest, error.to_string());
-    let policy = Policy::parse(policy.as_bytes()).map_err(|error| bad(&error))?;
+    let policy = policy.map(|text| Policy::parse(text.as_bytes())).transpose().map_err(|error| bad(&error))?;
+    let policy = policy.unwrap_or_else(Policy::accept_all);
     let named = Named::parse(&request.reference).map_err(|error| bad(&error))?;
     let denied = |error: crate::policy::Denied| Error::new(Kind::Denied, error.to_string());
-    if !policy.needs_signatures(&named) {
+    let signed = policy.needs_signatures(&named);
+    if !signed && pinned.is_none_or(|digest| digest == found.manifest_digest) {
         return policy.judge(&named, &found.bytes, &[]).map_err(denied);
     }
-    let command = Access::prepare(request)?;
-    let arguments = command.server(silence);
-    let name = reference::transport(&request.reference);
-    let asked = tokio::task::spawn_blocking(move || ask(arguments, &name, silence));
-    let answer = asked.await.map_err(|error| Error::new(Kind::Internal, format!("fetch signatures: {error}")))??;
-    drop(command);
-    let evidence: Evidence = serde_json::from_slice(&answer).map_err(|error| bad(&error))?;
+    let evidence = find(request, signed, silence).await?;
     let manifests = evidence.manifests.iter().map(|text| decode(text)).collect::<Result<Vec<_>>>()?;
     check_way(request, found, &manifests)?;
     let signatures = signatures(&evidence)?;
@@ -101,6 +103,18 @@ pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -
         }
     }
     result
+}
+
+/// Has a server of our own find how the name leads to the image and, if `signed`, what vouches for it.
+async fn find(request: &Request, signed: bool, silence: Duration) -> Result<Evidence> {
+    let access = Access::prepare(request)?;
+    let command = access.server(silence);
+    let name = reference::transport(&request.reference);
+    let asked = tokio::task::spawn_blocking(move || ask(command, &name, signed, silence));
+    let answer = asked.await.map_err(|error| Error::new(Kind::Internal, format!("fetch signatures: {error}")))??;
+    drop(access);
+    serde_json::from_slice(&answer)
+        .map_err(|error| Error::new(Kind::BadImage, format!("the image's signatures make no sense: {error}")))
 }
 
 fn signatures(evidence: &Evidence) -> Result<Vec<Signature>> {
@@ -139,7 +153,7 @@ fn check_way(request: &Request, found: &Found, manifests: &[Vec<u8>]) -> Result<
 }
 
 /// Has a server of our own, started as `command`, find what vouches for the image `name`.
-fn ask(mut command: Command, name: &str, silence: Duration) -> Result<Vec<u8>> {
+fn ask(mut command: Command, name: &str, signed: bool, silence: Duration) -> Result<Vec<u8>> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let fail = |error: rustix::io::Errno| Error::system("start the registry client", error);
     let (ours, theirs) =
@@ -148,7 +162,8 @@ fn ask(mut command: Command, name: &str, silence: Duration) -> Result<Vec<u8>> {
     command.stdin(Stdio::from(theirs)).stdout(Stdio::from(write)).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| Error::system("start the registry client", error))?;
     drop(command); // which holds the pipe's other end
-    let packet = serde_json::json!({ "method": "FindSignatures", "args": [name] }).to_string();
+    let packet =
+        serde_json::json!({ "method": "FindEvidence", "args": [name, if signed { "signed" } else { "" }] }).to_string();
     std::fs::File::from(ours.try_clone().map_err(|error| Error::system("ask the registry client", error))?)
         .write_all(packet.as_bytes())
         .map_err(|error| Error::system("ask the registry client", error))?;
@@ -178,6 +193,7 @@ mod tests {
         let found = Found {
             manifest_digest: digest.clone(),
             bytes: image.clone(),
+            as_served: true,
             manifest: serde_json::from_value(serde_json::json!({ "schemaVersion": 2, "layers": [], "config": {
                 "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": 2 } }))
             .unwrap(),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,27 +14,47 @@ use crate::error::{Error, Kind};
 /// zstd windows above 32 MiB are refused, for the sender chooses a decoder's memory: levels to 20 need no more.
 const MAX_WINDOW_LOG: u32 = 25;
 
-/// The reading end of a pipe whose writer may not be silent for too long.
+/// The least that must come while we wait for as long as the writer may be silent: less is to hold us up.
+const LEAST: u64 = 64 << 10;
+
+/// The reading end of a pipe whose writer may not be silent for too long, nor nearly so.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pipe: File,
-    patience: Timespec,
+    patience: Duration,
+    /// How long we have waited, and what has come meanwhile.
+    waited: Duration,
+    came: u64,
 }
 
 impl Watched {
     pub(crate) fn new(pipe: File, patience: Duration) -> Watched {
-        let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
-        Watched { pipe, patience: Timespec { tv_sec: seconds, tv_nsec: patience.subsec_nanos().into() } }
+        Watched { pipe, patience, waited: Duration::ZERO, came: 0 }
     }
 }
 
 impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let stalled =
+            |what| io::Error::from(Error::new(Kind::Stalled, format!("the registry has sent {what}: try again")));
+        let seconds = i64::try_from(self.patience.as_secs()).unwrap_or(i64::MAX);
+        let limit = Timespec { tv_sec: seconds, tv_nsec: self.patience.subsec_nanos().into() };
+        let begun = Instant::now();
         let mut ready = [PollFd::new(&self.pipe, PollFlags::IN)];
-        if rustix::io::retry_on_intr(|| poll(&mut ready, Some(&self.patience)))? == 0 {
-            return Err(Error::new(Kind::Stalled, "the registry has sent nothing for too long: try again").into());
+        if rustix::io::retry_on_intr(|| poll(&mut ready, Some(&limit)))? == 0 {
+            return Err(stalled("nothing for too long"));
         }
-        self.pipe.read(buffer)
+        let n = self.pipe.read(buffer)?;
+        // Only waiting counts: the time between two reads is ours.
+        self.waited += begun.elapsed();
+        self.came += n as u64;
+        if self.waited >= self.patience {
+            if n > 0 && self.came < LEAST {
+                return Err(stalled("too little for too long"));
+            }
+            (self.waited, self.came) = (Duration::ZERO, 0);
+        }
+        Ok(n)
     }
 }
 
@@ -264,5 +284,18 @@ mod tests {
         let (read, _write) = io::pipe().unwrap();
         let mut watched = Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Duration::from_millis(10));
         assert_eq!(Error::reading("", watched.read(&mut [0]).unwrap_err()).kind, Kind::Stalled);
+
+        // Nor who says next to nothing.
+        let (read, mut write) = io::pipe().unwrap();
+        let dripping = std::thread::spawn(move || {
+            while write.write_all(&[0]).is_ok() {
+                std::thread::sleep(Duration::from_millis(5)); // that is the fault to be noticed
+            }
+        });
+        let mut watched = Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Duration::from_millis(100));
+        let error = io::copy(&mut watched, &mut io::sink()).unwrap_err();
+        assert_eq!(Error::reading("", error).kind, Kind::Stalled);
+        drop(watched);
+        dripping.join().unwrap();
     }
 }

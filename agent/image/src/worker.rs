@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use oci_spec::image::{Arch, ImageConfiguration, Os};
 
+use crate::access::registries::Registries;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Budget, Layer};
 use crate::ocicrypt::{Keys, PrivateKey, Unwrap, provider};
@@ -78,6 +79,9 @@ fn tell(event: &Event) {
 async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     reference::check(&request.reference)?;
     signatures::judge_name(request)?;
+    let asked = &request.reference;
+    // From here on it has its full name, which is fetched and judged.
+    let request = &Request { reference: full_name(request)?, ..request.clone() };
     tell(&Event::Resolving);
     let store = Store::open(&request.store)?;
     let registry = Registry::open(request, silence).await?;
@@ -99,7 +103,15 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     let mut dirs: Vec<_> = stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect().await?;
     dirs.sort_unstable();
     let layers = dirs.into_iter().map(|(_, dir)| dir).collect();
-    Ok(Image { reference: request.reference.clone(), manifest_digest, layers, config })
+    Ok(Image { reference: asked.clone(), manifest_digest, layers, config })
+}
+
+fn full_name(request: &Request) -> Result<String> {
+    if reference::is_local(&request.reference) {
+        return Ok(request.reference.clone());
+    }
+    let registries = request.registries.as_deref().map(Registries::parse).transpose()?.unwrap_or_default();
+    registries.resolve(&request.reference)
 }
 
 /// What may open encrypted layers.

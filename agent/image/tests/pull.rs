@@ -518,3 +518,42 @@ async fn who_talks_to_the_registry_is_nobody_and_ends_with_the_pull() {
     let limit = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
     assert_eq!(rustix::event::poll(&mut ready, Some(&limit)).unwrap(), 1, "it lives on");
 }
+
+#[tokio::test]
+async fn nobody_that_a_redirect_leads_to_is_told_who_asks() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let (moody, elsewhere) = (Moody::start(&image, "", Middle::Goes), Moody::start(&image, "", Middle::Goes));
+    moody.sends_for_blobs_to(&elsewhere);
+    elsewhere.wants_token("theirs");
+    let auth = Some(Auth { username: USER.into(), password: PASSWORD.into() });
+    let error = pull(Request { auth, ..plain(&moody, store.path()) }).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unauthorized, "{error}");
+    let asked = elsewhere.asked();
+    assert!(!asked.iter().any(|asked| asked.contains("/token") || asked.contains("authorization")), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_short_name_is_judged_by_what_it_stands_for() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let moody = Moody::start(&image, "", Middle::Goes);
+    let (any, none) =
+        (serde_json::json!([{ "type": "insecureAcceptAnything" }]), serde_json::json!([{ "type": "reject" }]));
+    let policy = serde_json::json!({ "default": none, "transports": { "docker": { "docker.io": any } } });
+    let with = |registries: String| Request {
+        reference: "image:1".into(),
+        registries: Some(registries),
+        policy: Some(policy.to_string()),
+        ..plain(&moody, store.path())
+    };
+    let host = moody.host();
+    for registries in
+        [format!("unqualified-search-registries = [\"{host}\"]"), format!("[aliases]\nimage = \"{host}/image\"")]
+    {
+        let error = pull(with(registries)).await.unwrap_err();
+        assert!(error.kind() == Kind::Denied && error.to_string().contains("reject"), "{error}");
+    }
+}

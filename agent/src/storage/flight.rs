@@ -88,15 +88,23 @@ struct Flight {
 impl Flight {
     async fn run(mut self) {
         let timeout = self.flights.settings.timeout;
-        self.result = match tokio::time::timeout(timeout, self.pull()).await {
-            Ok(result) => result,
-            Err(_) => Err(PullError::Deadline { reference: self.request.reference.clone(), timeout }),
+        let deadline = || PullError::Deadline { reference: self.request.reference.clone(), timeout };
+        // Who waits in line does so on its own time, not on the pull's.
+        let flights = self.flights.clone();
+        let pulled = match tokio::time::timeout(timeout, flights.slots.acquire()).await {
+            Ok(_slot) => tokio::time::timeout(timeout, self.pull()).await.unwrap_or_else(|_| Err(deadline())),
+            Err(_) => Err(deadline()),
         };
+        if pulled.is_err() {
+            let store = self.flights.settings.store.clone();
+            // What a worker that was ended leaves would take the guest's memory until the next pull.
+            tokio::task::spawn_blocking(move || nacre_pull::client::sweep(&store));
+        }
+        self.result = pulled;
     }
 
     async fn pull(&self) -> Result<Image, PullError> {
         let settings = &self.flights.settings;
-        let _slot = self.flights.slots.acquire().await; // never closed
         self.tell(|status| status.phase = Phase::RESOLVING.into());
         let mut worker = settings.worker.command();
         worker.envs(settings.rules.environment.iter().map(|(name, value)| (name, value)));

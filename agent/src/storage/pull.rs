@@ -210,13 +210,15 @@ impl Pulls {
 
     fn request(&self, reference: &str) -> Request {
         let access = lock(&self.registries).get(registry_of(reference)).cloned().unwrap_or_default();
+        let is_the_hosts = access.skip_tls_verification || access.ca_pem.is_some();
         Request {
             reference: reference.into(),
             store: self.settings.store.clone(),
             auth: access.auth,
             ca_pem: access.ca_pem,
             skip_tls_verification: access.skip_tls_verification,
-            auth_file: self.settings.rules.auth_file.clone(),
+            // The guest's own credentials go only where the guest's own trust says.
+            auth_file: if is_the_hosts { None } else { self.settings.rules.auth_file.clone() },
             registries: self.settings.rules.registries.clone(),
             policy: self.settings.rules.policy.clone(),
             require_digest: self.settings.rules.require_digest,

@@ -179,6 +179,14 @@ impl Registries {
         }
     }
 
+    /// The full name that `reference` stands for here: what is fetched, and what a policy is to judge.
+    ///
+    /// # Errors
+    /// No image's name, or one that could be on any of several hosts.
+    pub fn resolve(&self, reference: &str) -> Result<String> {
+        Ok(self.full(Name::parse(reference)?)?.versioned().to_string())
+    }
+
     /// The rule with the longest prefix, and what follows that prefix.
     fn rule(&self, name: &Name) -> Option<(&Rule, String)> {
         let forms = name.forms();

@@ -40,13 +40,8 @@ pub(super) struct Part {
     pub(super) reader: Box<dyn Read + Send>,
     /// How long the whole blob is, as the source says.
     pub(super) whole: Option<u64>,
-}
-
-impl Part {
-    /// As the protocol has it: −1 for what is not known.
-    pub(super) fn length(&self) -> i64 {
-        self.whole.and_then(|length| i64::try_from(length).ok()).unwrap_or(-1)
-    }
+    /// How much of it comes before what was asked for.
+    pub(super) skip: u64,
 }
 
 /// Finds the image `name`, which has its transport before it (containers-transports(5)).
@@ -98,8 +93,8 @@ pub(super) fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<()> {
 }
 
 /// Copies a blob to the pipe. What it is, the client checks.
-pub(super) fn copy(source: &dyn Source, part: Part, digest: &str, pipe: &OwnedFd) -> Result<()> {
-    each_piece(source, part, digest, |piece| {
+pub(super) fn copy(source: &dyn Source, digest: &str, pipe: &OwnedFd) -> Result<()> {
+    each_piece(source, digest, |piece| {
         let mut rest = piece;
         while !rest.is_empty() {
             match rustix::io::write(pipe, rest) {
@@ -114,10 +109,10 @@ pub(super) fn copy(source: &dyn Source, part: Part, digest: &str, pipe: &OwnedFd
 }
 
 /// The same, checked here: for a client that asks afterwards (`FinishPipe`).
-pub(super) fn copy_checked(source: &dyn Source, part: Part, digest: &str, size: u64, pipe: &OwnedFd) -> Result<()> {
+pub(super) fn copy_checked(source: &dyn Source, digest: &str, size: u64, pipe: &OwnedFd) -> Result<()> {
     let expected = reference::sha256(digest)?;
     let (mut hash, mut length) = (Sha256::new(), 0u64);
-    each_piece(source, part, digest, |piece| {
+    each_piece(source, digest, |piece| {
         hash.update(piece);
         length = length.saturating_add(piece.len() as u64);
         write_all(pipe, piece)?;
@@ -129,40 +124,53 @@ pub(super) fn copy_checked(source: &dyn Source, part: Part, digest: &str, size: 
     Ok(())
 }
 
+/// How far a blob is.
+#[derive(Default)]
+struct Progress {
+    at: u64,
+    resumes: u32,
+    resumed_at: u64,
+}
+
+impl Progress {
+    /// Whether what broke off may be taken up again.
+    fn may_resume(&mut self, was_silent: bool) -> bool {
+        if self.at.saturating_sub(self.resumed_at) >= MUCH {
+            self.resumes = 0;
+        }
+        self.resumes += if was_silent { SILENCE_COUNTS } else { 1 };
+        self.resumed_at = self.at;
+        self.resumes <= MOST_RESUMES
+    }
+}
+
 /// Reads a blob to its end, resuming what breaks off, until `take` has had enough.
-fn each_piece(
-    source: &dyn Source,
-    mut part: Part,
-    digest: &str,
-    mut take: impl FnMut(&[u8]) -> Result<bool>,
-) -> Result<()> {
+fn each_piece(source: &dyn Source, digest: &str, mut take: impl FnMut(&[u8]) -> Result<bool>) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
-    let (mut at, mut resumes, mut resumed_at) = (0u64, 0, 0);
+    let mut progress = Progress::default();
+    let mut part = source.open(digest, 0)?;
     let whole = part.whole;
     loop {
-        let read = part.reader.read(&mut buffer);
-        let failure = match &read {
-            Ok(0) if whole.is_none_or(|whole| at >= whole) => return Ok(()),
-            Ok(0) => broken(&std::io::ErrorKind::UnexpectedEof.into()),
+        let (failure, was_silent) = match part.reader.read(&mut buffer) {
+            Ok(0) if whole.is_none_or(|whole| progress.at >= whole) => return Ok(()),
+            Ok(0) => (broken(&std::io::ErrorKind::UnexpectedEof.into()), false),
             Ok(length) => {
-                at = at.saturating_add(*length as u64);
-                if !take(buffer.get(..*length).unwrap_or_default())? {
+                let skipped = usize::try_from(part.skip).unwrap_or(usize::MAX).min(length);
+                part.skip = part.skip.saturating_sub(skipped as u64);
+                let piece = buffer.get(skipped..length).unwrap_or_default();
+                progress.at = progress.at.saturating_add(piece.len() as u64);
+                if !piece.is_empty() && !take(piece)? {
                     return Ok(());
                 }
                 continue;
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => broken(error),
+            Err(error) => (broken(&error), is_silence(&error)),
         };
-        if at.saturating_sub(resumed_at) >= MUCH {
-            resumes = 0;
-        }
-        resumes += if read.as_ref().is_err_and(is_silence) { SILENCE_COUNTS } else { 1 };
-        if resumes > MOST_RESUMES {
+        if !progress.may_resume(was_silent) {
             return Err(failure);
         }
-        resumed_at = at;
-        part = source.open(digest, at)?;
+        part = source.open(digest, progress.at)?;
     }
 }
 

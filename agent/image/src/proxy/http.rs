@@ -8,7 +8,7 @@ use ureq::{Agent, Body, http};
 
 use super::options::Options;
 use super::tls::Tls;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, quoted};
 
 /// How long a registry may take to answer a connection.
 const CONNECT: Duration = Duration::from_secs(15);
@@ -37,6 +37,7 @@ impl Http {
             .timeout_connect(Some(CONNECT))
             .timeout_per_read(Some(options.silence))
             .timeout_per_write(Some(options.silence))
+            .timeout_recv_response(Some(options.silence)) // also of headers that come drop by drop
             .input_buffer_size(BUFFER)
             .user_agent(concat!("nacre/", env!("CARGO_PKG_VERSION")))
             .build();
@@ -47,31 +48,52 @@ impl Http {
 
     /// Asks for `url`, wherever that leads. An answer of any other status is one. What authorises us goes to no other origin than the one that
     /// was asked: another port is another server.
-    pub(super) fn get(&self, url: &str, headers: &[(&str, &str)]) -> Result<Response> {
-        let (mut at, mut headers) = (url.to_string(), headers.to_vec());
+    pub(super) fn get(&self, url: &str, headers: &[(&str, &str)]) -> std::result::Result<Answer, Failed> {
+        let (mut from, mut headers) = (url.to_string(), headers.to_vec());
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.0.get(&at);
+            let mut request = self.0.get(&from);
             for (name, value) in &headers {
                 request = request.header(*name, *value);
             }
-            let response = request.call().map_err(|error| sorted(&at, &error))?;
+            let response = request.call().map_err(|error| sorted(&from, &error))?;
             let location = response.headers().get("location").and_then(|value| value.to_str().ok());
-            let Some(location) = location.filter(|_| response.status().is_redirection()) else { return Ok(response) };
-            let next = follow(&at, location).ok_or_else(|| {
-                Error::new(Kind::Unreachable, format!("the registry redirects to what is no address: {location:.200}"))
+            let Some(location) = location.filter(|_| response.status().is_redirection()) else {
+                return Ok(Answer { response, from });
+            };
+            let next = follow(&from, location).ok_or_else(|| {
+                unreachable(format!("the registry redirects to what is no address: {}", quoted(location)))
             })?;
-            if origin(&next) != origin(&at) {
+            if origin(&next) != origin(&from) {
                 headers.retain(|(name, _)| *name != "authorization");
             }
-            at = next;
+            from = next;
         }
-        Err(Error::new(Kind::Unreachable, "the registry redirects again and again"))
+        Err(unreachable("the registry redirects again and again".into()))
     }
 
     /// Sends a form.
-    pub(super) fn post(&self, url: &str, form: &[(&str, &str)]) -> Result<Response> {
-        self.0.post(url).send_form(form.iter().copied()).map_err(|error| sorted(url, &error))
+    pub(super) fn post(&self, url: &str, form: &[(&str, &str)]) -> std::result::Result<Answer, Failed> {
+        let response = self.0.post(url).send_form(form.iter().copied()).map_err(|error| sorted(url, &error))?;
+        Ok(Answer { response, from: url.into() })
     }
+}
+
+/// An answer, and the address that gave it.
+pub(super) struct Answer {
+    pub(super) response: Response,
+    pub(super) from: String,
+}
+
+/// There is no answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) error: Error,
+    /// Because nobody said anything for too long.
+    pub(super) silent: bool,
+}
+
+fn unreachable(message: String) -> Failed {
+    Failed { error: Error::new(Kind::Unreachable, message), silent: false }
 }
 
 /// Where a redirect leads (RFC 9110 §10.2.2): an address, or a path of the same server. Whether it may be plain HTTP, the agent decides.
@@ -85,14 +107,14 @@ fn follow(from: &str, location: &str) -> Option<String> {
 }
 
 /// Scheme, host and port.
-fn origin(url: &str) -> &str {
+pub(super) fn origin(url: &str) -> &str {
     let host = url.find("://").map_or(0, |at| at + 3);
     let end = url.get(host..).and_then(|rest| rest.find(['/', '?', '#'])).map_or(url.len(), |at| host + at);
     url.get(..end).unwrap_or(url)
 }
 
 /// What a failed request means to who asked for the image.
-fn sorted(url: &str, error: &ureq::Error) -> Error {
+fn sorted(url: &str, error: &ureq::Error) -> Failed {
     let host = url.split('/').nth(2).unwrap_or_default();
     let (kind, meaning) = match (tls(error), error) {
         (Some(rustls::Error::InvalidCertificate(_)), _) => (
@@ -110,7 +132,8 @@ fn sorted(url: &str, error: &ureq::Error) -> Error {
         (None, ureq::Error::Io(_)) => (Kind::Stalled, "the registry ended the transfer early: try again"),
         _ => (Kind::Unreachable, "the registry's answer makes no sense"),
     };
-    Error::new(kind, format!("{host:.200}: {meaning} [{error}]"))
+    let silent = matches!(error, ureq::Error::Timeout(why) if *why != ureq::Timeout::Connect);
+    Failed { error: Error::new(kind, format!("{host:.200}: {meaning} [{error}]")), silent }
 }
 
 const UNREACHABLE: &str = "the registry can't be reached: is it up, and does the guest's network lead there?";

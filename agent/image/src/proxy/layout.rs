@@ -110,7 +110,7 @@ impl Source for Layout {
 
     fn open(&self, digest: &str, from: u64) -> Result<Part> {
         let (reader, whole) = self.read(&blob(digest), from)?;
-        Ok(Part { reader, whole: Some(whole) })
+        Ok(Part { reader, whole: Some(whole), skip: 0 })
     }
 }
 

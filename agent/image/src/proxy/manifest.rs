@@ -18,10 +18,11 @@ const MAX_NESTED: usize = 3;
 const MAX_ENTRIES: usize = 4096;
 
 /// What a registry is asked for.
-pub(super) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST];
+pub(super) const ACCEPTED: [&str; 4] = [OCI_MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST];
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An index of the image specification.
+pub(super) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
@@ -122,7 +123,7 @@ impl Step {
         // What the document says of itself is signed with it; the header is the registry's word.
         let kind = head.media_type.as_ref().or(found.media_type.as_ref()).map_or("", String::as_str);
         match (kind, head.config, head.manifests) {
-            (OCI_INDEX | DOCKER_LIST, None, Some(entries)) => choose(digest, &entries).map(Step::Next),
+            (INDEX | DOCKER_LIST, None, Some(entries)) => choose(digest, &entries).map(Step::Next),
             (OCI_MANIFEST | DOCKER_MANIFEST, Some(config), None) => Ok(Step::Image(Box::new(config))),
             _ => Err(Error::bad_image(format!("the manifest {digest} is of type {kind:.100}, which is no image's"))),
         }

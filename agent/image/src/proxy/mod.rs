@@ -63,7 +63,7 @@ fn become_user(user: u32) -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(fail)
 }
 
-/// The answer to `FindSignatures`, which no library asks for, is standard output, up to its end.
+/// The answer to `FindEvidence`, which no library asks for, is standard output, up to its end.
 fn print(found: Result<Value>) {
     let text = found.map_or_else(|error| error.to_wire(wire::MAX_ERROR), |value| value.to_string());
     let mut out = std::io::stdout();
@@ -123,26 +123,23 @@ impl Server {
                 let bytes = body::small(image.source.as_ref(), &image.manifest.config)?;
                 self.pipe(Value::Null, move |pipe| body::write_all(&pipe, &bytes))
             }
+            // One answer at a time goes over the socket, so what may take time is done by the blob's own thread. Nothing is known of the length then.
             "GetBlob" => {
                 let (source, digest, size) = (self.source(request)?, request.text(1)?.to_string(), request.number(2)?);
                 crate::reference::sha256(&digest)?;
-                let part = source.open(&digest, 0)?;
-                let length = part.length();
-                self.pipe(json!(length), move |pipe| body::copy_checked(source.as_ref(), part, &digest, size, &pipe))
+                self.pipe(json!(-1), move |pipe| body::copy_checked(source.as_ref(), &digest, size, &pipe))
             }
             "GetRawBlob" => {
                 let (source, digest) = (self.source(request)?, request.text(1)?.to_string());
                 crate::reference::sha256(&digest)?;
-                let part = source.open(&digest, 0)?;
-                let length = part.length();
                 let (data, theirs) = wire::pipe()?;
                 let (errors, their_errors) = wire::pipe()?;
                 std::thread::spawn(move || {
-                    let copied = body::copy(source.as_ref(), part, &digest, &theirs);
+                    let copied = body::copy(source.as_ref(), &digest, &theirs);
                     drop(theirs);
                     wire::tell(&their_errors, copied);
                 });
-                Ok(Reply::value(json!(length)).with(vec![data, errors], 0))
+                Ok(Reply::value(json!(-1)).with(vec![data, errors], 0))
             }
             "GetLayerInfo" => Ok(Reply::value(self.image(request)?.manifest.layer_info()?)),
             "GetLayerInfoPiped" => {
@@ -155,8 +152,9 @@ impl Server {
                 thread.join().map_err(|_| Error::new(Kind::Internal, "a thread of the registry client ended"))??;
                 Ok(Reply::value(Value::Null))
             }
-            "FindSignatures" => {
-                print(registry::Registry::find_here(request.text(0)?, &self.options));
+            "FindEvidence" => {
+                let signed = request.text(1)? == "signed";
+                print(registry::Registry::find_evidence(request.text(0)?, signed, &self.options));
                 Ok(Reply::value(Value::Null))
             }
             other => Err(Error::new(Kind::Internal, format!("method {} is unknown", quoted(other)))),

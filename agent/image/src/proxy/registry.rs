@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,8 +10,8 @@ use serde::Deserialize;
 use ureq::http::StatusCode;
 
 use super::body::{Part, Source};
-use super::http::{Http, Response};
-use super::manifest::{ACCEPTED, Found, MAX_MANIFEST, Manifest};
+use super::http::{Failed, Http, Response, origin};
+use super::manifest::{ACCEPTED, Found, INDEX, MAX_MANIFEST, Manifest};
 use super::options::Options;
 use crate::access::challenge::{self, Challenge};
 use crate::access::credentials::Secret;
@@ -38,6 +38,7 @@ pub(super) struct Registry {
     repository: String,
     secret: Option<Secret>,
     insecure: bool,
+    is_mirror: bool,
     /// The header that the registry took last.
     authorization: Mutex<Option<String>>,
 }
@@ -51,8 +52,12 @@ struct Token {
 impl Registry {
     /// Finds the image `reference` at the first of its places that has it.
     pub(super) fn find(reference: &str, options: &Options) -> Result<(Registry, Manifest)> {
-        let mut first = None;
+        let (mut first, begun) = (None, Instant::now());
         for endpoint in options.registries.endpoints(reference)? {
+            // Mirrors may not take the time that the image's own place needs.
+            if endpoint.is_mirror && begun.elapsed() >= options.silence {
+                continue;
+            }
             let found = Registry::at(&endpoint, options).and_then(|(registry, name)| {
                 let manifest = Manifest::find(&name, |name| registry.manifest(name))?;
                 Ok((registry, manifest))
@@ -66,19 +71,23 @@ impl Registry {
         Err(first.unwrap_or_else(|| Error::new(Kind::NotFound, format!("{reference}: it has no place"))))
     }
 
-    /// What vouches for the image `name`, which has its transport before it.
-    pub(super) fn find_here(name: &str, options: &Options) -> Result<serde_json::Value> {
+    /// What vouches for the image `name`, which has its transport before it: how it is found and, if `signed`, its signatures.
+    pub(super) fn find_evidence(name: &str, signed: bool, options: &Options) -> Result<serde_json::Value> {
         let reference = name.strip_prefix("docker://").unwrap_or(name);
         let (registry, manifest) = Registry::find(reference, options)?;
-        super::signatures::of(&registry, &manifest)
+        super::signatures::of(&registry, &manifest, signed)
     }
 
-    /// The index of what refers to a manifest; `None` from a registry that keeps none.
+    /// The index of what refers to a manifest; `None` from a registry that keeps none, or answers with something else.
     pub(super) fn referrers(&self, digest: &str, artifact_type: &str) -> Result<Option<Vec<u8>>> {
         let kind = artifact_type.replace('+', "%2B");
-        match self.get(&format!("referrers/{digest}?artifactType={kind}"), &[]) {
+        let found = self.get(&format!("referrers/{digest}?artifactType={kind}"), &[], |response| {
+            let is_index = media_type(&response).as_deref() == Some(INDEX);
+            is_index.then(|| read(response, MAX_MANIFEST)).transpose()
+        });
+        match found {
             Err(error) if matches!(error.kind, Kind::NotFound | Kind::Unreachable) => Ok(None),
-            response => read(response?, MAX_MANIFEST).map(Some),
+            found => found,
         }
     }
 
@@ -93,6 +102,7 @@ impl Registry {
             repository: path.into(),
             secret: options.credentials.for_reference(&endpoint.reference)?,
             insecure,
+            is_mirror: endpoint.is_mirror,
             authorization: Mutex::default(),
         };
         // Who takes any certificate takes none, too, if there is none.
@@ -102,41 +112,56 @@ impl Registry {
         Ok((registry, name.into()))
     }
 
-    /// Asks until there is an answer that will stay the same.
-    fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
-        let url = format!("{}/{path}", self.base);
+    /// Asks, and `take`s the answer, until there is one that will stay the same.
+    fn get<T>(&self, path: &str, headers: &[(&str, &str)], take: impl Fn(Response) -> Result<T>) -> Result<T> {
         let mut waits = WAITS.iter();
-        let (mut asked_for_leave, mut silent) = (false, false);
+        let mut may_be_silent = !self.is_mirror; // somebody else is asked then
         loop {
-            let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let mut all = headers.to_vec();
-            all.extend(authorization.as_deref().map(|value| ("authorization", value)));
-            let (error, wait) = match self.http.get(&url, &all) {
-                Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !asked_for_leave => {
-                    asked_for_leave = true;
-                    self.ask_for_leave(&response)?;
-                    continue;
-                }
-                Ok(response) => {
-                    let wait = may_pass(response.status()).then(|| asked_to_wait(&response));
-                    (refusal(path, response), wait)
-                }
-                Err(error) => {
-                    let wait = (error.kind == Kind::Stalled && !silent).then_some(None);
-                    silent = true;
-                    (error, wait)
-                }
+            let failure = match self.once(path, headers, &take) {
+                Ok(taken) => return Ok(taken),
+                Err(failure) => failure,
             };
-            match (wait, waits.next()) {
-                (Some(asked), Some(usual)) => std::thread::sleep(asked.unwrap_or(*usual)),
-                _ => return Err(error),
+            let wait = match failure.again {
+                Again::Never => None,
+                Again::Silent if !may_be_silent => None,
+                Again::Silent | Again::AsUsual => waits.next().copied(),
+                Again::After(asked) => waits.next().map(|_| asked),
+            };
+            may_be_silent &= !matches!(failure.again, Again::Silent);
+            match wait {
+                Some(wait) => std::thread::sleep(wait),
+                None => return Err(failure.error),
             }
         }
     }
 
+    fn once<T>(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        take: impl Fn(Response) -> Result<T>,
+    ) -> std::result::Result<T, Failure> {
+        let url = format!("{}/{path}", self.base);
+        let ask = || {
+            let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut all = headers.to_vec();
+            all.extend(authorization.as_deref().map(|value| ("authorization", value)));
+            self.http.get(&url, &all)
+        };
+        let mut answer = ask()?;
+        // Wherever a redirect leads is nobody who may ask for our credentials.
+        if answer.response.status() == StatusCode::UNAUTHORIZED && origin(&answer.from) == origin(&url) {
+            self.ask_for_leave(&answer.response)?;
+            answer = ask()?;
+        }
+        if answer.response.status().is_success() {
+            return take(answer.response).map_err(Failure::from);
+        }
+        Err(Failure::refused(path, answer.response))
+    }
+
     /// Gets what the registry wants to see: a token from the server that it names, or the user's name and password.
-    fn ask_for_leave(&self, refused: &Response) -> Result<()> {
+    fn ask_for_leave(&self, refused: &Response) -> std::result::Result<(), Failure> {
         let headers: Vec<&str> =
             refused.headers().get_all("www-authenticate").iter().filter_map(|value| value.to_str().ok()).collect();
         let challenges = challenge::parse(&headers);
@@ -144,16 +169,16 @@ impl Registry {
         let value = match (of("bearer"), of("basic"), &self.secret) {
             (Some(bearer), _, _) => format!("Bearer {}", self.token(bearer)?),
             (None, Some(_), Some(Secret::Basic { username, password })) => basic(username, password),
-            (None, Some(_), _) => return Err(unauthorized("it asks for a user name and a password")),
-            (None, None, _) => return Err(unauthorized("it does not say what it asks for")),
+            (None, Some(_), _) => return Err(unauthorized("it asks for a user name and a password").into()),
+            (None, None, _) => return Err(unauthorized("it does not say what it asks for").into()),
         };
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
         Ok(())
     }
 
-    fn token(&self, bearer: &Challenge) -> Result<String> {
+    fn token(&self, bearer: &Challenge) -> std::result::Result<String, Failure> {
         let url = challenge::bearer_url(bearer, &self.repository, self.insecure)?;
-        let response = match &self.secret {
+        let answer = match &self.secret {
             Some(Secret::IdentityToken(token)) => {
                 let (realm, _) = url.split_once('?').unwrap_or((&url, ""));
                 let scope = format!("repository:{}:pull", self.repository);
@@ -175,44 +200,90 @@ impl Registry {
             }
             None => self.http.get(&url, &[])?,
         };
-        if !response.status().is_success() {
-            return Err(refusal("the token", response));
+        if !answer.response.status().is_success() {
+            return Err(Failure::refused("the token", answer.response));
         }
-        let bytes = read(response, MAX_TOKEN)?;
+        let bytes = read(answer.response, MAX_TOKEN)?;
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|_| Error::new(Kind::Unreachable, "the token server's answer makes no sense"))?;
-        let token =
-            token.token.or(token.access_token).filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
-        token.ok_or_else(|| Error::new(Kind::Unreachable, "the token server gives no token"))
+        let usable = |token: &String| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let token = token.token.filter(usable).or(token.access_token.filter(usable));
+        Ok(token.ok_or_else(|| Error::new(Kind::Unreachable, "the token server gives no token"))?)
+    }
+}
+
+/// Whether something is worth another try.
+#[derive(Debug, Clone, Copy)]
+enum Again {
+    Never,
+    AsUsual,
+    /// Nobody said anything: once more at most.
+    Silent,
+    /// When it was asked for.
+    After(Duration),
+}
+
+/// Why there is no answer, yet.
+#[derive(Debug)]
+struct Failure {
+    error: Error,
+    again: Again,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let again = if error.kind == Kind::Stalled { Again::AsUsual } else { Again::Never };
+        Failure { error, again }
+    }
+}
+
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Failure {
+        let failure = Failure::from(failed.error);
+        if failed.silent { Failure { again: Again::Silent, ..failure } } else { failure }
+    }
+}
+
+impl Failure {
+    /// By an answer that is no success.
+    fn refused(what: &str, response: Response) -> Failure {
+        let again = match may_pass(response.status()) {
+            true => asked_to_wait(&response).map_or(Again::AsUsual, Again::After),
+            false => Again::Never,
+        };
+        Failure { error: refusal(what, response), again }
     }
 }
 
 impl Source for Registry {
     fn manifest(&self, name: &str) -> Result<Found> {
-        let response = self.get(&format!("manifests/{name}"), &[("accept", &ACCEPTED.join(", "))])?;
-        let media_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
-        let media_type = media_type.map(|value| value.split(';').next().unwrap_or_default().trim().to_string());
-        Ok(Found { bytes: read(response, MAX_MANIFEST)?, media_type })
+        self.get(&format!("manifests/{name}"), &[("accept", &ACCEPTED.join(", "))], |response| {
+            let media_type = media_type(&response);
+            Ok(Found { bytes: read(response, MAX_MANIFEST)?, media_type })
+        })
     }
 
     fn open(&self, digest: &str, from: u64) -> Result<Part> {
         let path = format!("blobs/{digest}");
         let range = format!("bytes={from}-");
         let headers = [("range", range.as_str())];
-        let response = self.get(&path, if from > 0 { &headers } else { &[] })?;
+        let response = self.get(&path, if from > 0 { &headers } else { &[] }, Ok)?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let begins = response.headers().get("content-range").and_then(|value| value.to_str().ok());
+        if partial && begins.is_some_and(|range| !range.starts_with(&format!("bytes {from}-"))) {
+            return Err(Error::new(Kind::Stalled, "the registry goes on from another place than it was asked to"));
+        }
         let length = response.body().content_length();
         let whole = length.map(|length| if partial { length.saturating_add(from) } else { length });
-        let mut reader = response.into_body().into_with_config().limit(u64::MAX).reader();
-        if from > 0 && !partial {
-            // It sends the whole again.
-            let skipped = std::io::copy(&mut (&mut reader).take(from), &mut std::io::sink());
-            skipped.map_err(|error| {
-                Error::new(Kind::Stalled, format!("the registry ended the transfer early: try again [{error}]"))
-            })?;
-        }
-        Ok(Part { reader: Box::new(reader), whole })
+        let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
+        // One that can't go on from there sends the whole again.
+        Ok(Part { reader: Box::new(reader), whole, skip: if partial { 0 } else { from } })
     }
+}
+
+fn media_type(response: &Response) -> Option<String> {
+    let value = response.headers().get("content-type")?.to_str().ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim().to_string())
 }
 
 /// Host, repository and tag or digest of a full reference.

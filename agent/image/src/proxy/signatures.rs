@@ -14,9 +14,10 @@ use super::manifest::Manifest;
 use super::registry::Registry;
 use crate::error::{Error, Kind, Result};
 
-/// The most signatures of an image, and the largest of them.
+/// The most documents that are asked for, the largest signature, and the most bytes of all signatures.
 const MOST: usize = 128;
 const MAX_SIGNATURE: u64 = 1 << 20;
+const MAX_ALL: u64 = 8 << 20;
 
 /// A layer that is what cosign signed; its signature is an annotation.
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -50,62 +51,93 @@ struct Referrer {
     artifact_type: Option<String>,
 }
 
-/// The manifests on the way to the image, the index first, and all signatures of them, as JSON with base64.
-pub(super) fn of(registry: &Registry, manifest: &Manifest) -> Result<Value> {
-    let (mut legacy, mut bundles) = (Vec::new(), Vec::new());
-    for bytes in manifest.way.iter().chain([&manifest.bytes]) {
+/// The manifests on the way to the image, the index first, and, if they are asked for, all signatures of them, as JSON with base64.
+pub(super) fn of(registry: &Registry, manifest: &Manifest, signed: bool) -> Result<Value> {
+    let mut found = Search { registry, asked: 0, bytes: 0, legacy: Vec::new(), bundles: Vec::new() };
+    let way: Vec<&Vec<u8>> = manifest.way.iter().chain([&manifest.bytes]).collect();
+    for bytes in way.iter().filter(|_| signed) {
         let hex = hex::encode(Sha256::digest(bytes));
-        for layer in document(registry, &format!("sha256-{hex}.sig"))?.layers {
+        found.add_legacy(&hex)?;
+        found.add_bundles(&hex)?;
+    }
+    let way: Vec<String> = way.iter().map(|bytes| STANDARD.encode(bytes)).collect();
+    Ok(json!({ "manifests": way, "legacy": found.legacy, "bundles": found.bundles }))
+}
+
+/// What has been found, and how much was asked for: a registry can have no end of it.
+struct Search<'a> {
+    registry: &'a Registry,
+    asked: usize,
+    bytes: u64,
+    legacy: Vec<Value>,
+    bundles: Vec<Value>,
+}
+
+impl Search<'_> {
+    fn add_legacy(&mut self, hex: &str) -> Result<()> {
+        for layer in self.document(&format!("sha256-{hex}.sig"))?.layers {
             let Some(signature) = layer.annotations.get(SIGNATURE).filter(|_| layer.media_type == PAYLOAD) else {
                 continue;
             };
-            let payload = STANDARD.encode(blob(registry, &layer)?);
-            legacy.push(json!({ "payload": payload, "signature": signature }));
-            enough(legacy.len())?;
+            let payload = STANDARD.encode(self.blob(&layer)?);
+            self.legacy.push(json!({ "payload": payload, "signature": signature }));
         }
-        let listed = match registry.referrers(&format!("sha256:{hex}"), BUNDLE)? {
+        Ok(())
+    }
+
+    fn add_bundles(&mut self, hex: &str) -> Result<()> {
+        self.count()?;
+        let listed = match self.registry.referrers(&format!("sha256:{hex}"), BUNDLE)? {
             Some(bytes) => parse(&bytes)?,
-            None => document(registry, &format!("sha256-{hex}"))?,
+            None => self.document(&format!("sha256-{hex}"))?,
         };
         let is_bundle = |referrer: &Referrer| referrer.artifact_type.as_deref() == Some(BUNDLE);
         for referrer in listed.manifests.into_iter().filter(is_bundle) {
             crate::reference::sha256(&referrer.digest)?;
-            for layer in
-                document(registry, &referrer.digest)?.layers.into_iter().filter(|layer| layer.media_type == BUNDLE)
+            for layer in self.document(&referrer.digest)?.layers.into_iter().filter(|layer| layer.media_type == BUNDLE)
             {
-                bundles.push(json!(STANDARD.encode(blob(registry, &layer)?)));
-                enough(bundles.len())?;
+                let bundle = self.blob(&layer)?;
+                self.bundles.push(json!(STANDARD.encode(bundle)));
             }
         }
+        Ok(())
     }
-    let way: Vec<String> = manifest.way.iter().chain([&manifest.bytes]).map(|bytes| STANDARD.encode(bytes)).collect();
-    Ok(json!({ "manifests": way, "legacy": legacy, "bundles": bundles }))
-}
 
-fn enough(count: usize) -> Result<()> {
-    if count <= MOST { Ok(()) } else { Err(Error::bad_image(format!("the image has more than {MOST} signatures"))) }
-}
+    /// What a tag or digest stands for; nothing, if there is none.
+    fn document(&mut self, name: &str) -> Result<Document> {
+        self.count()?;
+        match self.registry.manifest(name) {
+            Err(error) if error.kind == Kind::NotFound => Ok(Document { layers: Vec::new(), manifests: Vec::new() }),
+            found => parse(&found?.bytes),
+        }
+    }
 
-/// What a tag or digest stands for; nothing, if there is none.
-fn document(registry: &Registry, name: &str) -> Result<Document> {
-    match registry.manifest(name) {
-        Err(error) if error.kind == Kind::NotFound => Ok(Document { layers: Vec::new(), manifests: Vec::new() }),
-        found => parse(&found?.bytes),
+    fn blob(&mut self, layer: &Layer) -> Result<Vec<u8>> {
+        crate::reference::sha256(&layer.digest)?;
+        self.count()?;
+        self.bytes = self.bytes.saturating_add(layer.size);
+        if layer.size > MAX_SIGNATURE || self.bytes > MAX_ALL {
+            return Err(Error::bad_image(format!(
+                "the image's signatures have more than {MAX_SIGNATURE} or {MAX_ALL} bytes"
+            )));
+        }
+        let mut bytes = Vec::new();
+        let read = self.registry.open(&layer.digest, 0)?.reader.take(layer.size).read_to_end(&mut bytes);
+        read.map_err(|error| Error::new(Kind::Stalled, format!("read a signature: try again [{error}]")))?;
+        Ok(bytes)
+    }
+
+    fn count(&mut self) -> Result<()> {
+        self.asked += 1;
+        if self.asked <= MOST {
+            Ok(())
+        } else {
+            Err(Error::bad_image(format!("the image has more than {MOST} signatures")))
+        }
     }
 }
 
 fn parse(bytes: &[u8]) -> Result<Document> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::bad_image(format!("a list of signatures makes no sense: {error}")))
-}
-
-fn blob(registry: &Registry, layer: &Layer) -> Result<Vec<u8>> {
-    crate::reference::sha256(&layer.digest)?;
-    if layer.size > MAX_SIGNATURE {
-        return Err(Error::bad_image(format!("a signature has {} bytes, more than {MAX_SIGNATURE}", layer.size)));
-    }
-    let mut bytes = Vec::new();
-    let read = registry.open(&layer.digest, 0)?.reader.take(layer.size).read_to_end(&mut bytes);
-    read.map_err(|error| Error::new(Kind::Stalled, format!("read a signature: try again [{error}]")))?;
-    Ok(bytes)
 }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -25,6 +26,9 @@ use crate::error::{Error, Kind, Result};
 
 /// Where a system keeps the certificates that it trusts.
 const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(20);
 
 /// The largest file of certificates.
 const MAX_PEM: u64 = 4 << 20;
@@ -202,10 +206,37 @@ impl<In: Transport> Connector<In> for Tls {
         let boxed: Box<dyn Transport> = Box::new(transport);
         let mut socket = TransportAdapter::new(boxed, details.current_time.clone());
         socket.set_timeout(details.timeout);
-        connection.complete_io(&mut socket)?;
+        shake_hands(&mut connection, &mut socket)?;
         let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Some(Either::B(Encrypted { buffers, stream: StreamOwned::new(connection, socket) })))
     }
+}
+
+/// Each read has a limit already; here is one for all of them.
+fn shake_hands(
+    connection: &mut ClientConnection,
+    socket: &mut TransportAdapter,
+) -> std::result::Result<(), ureq::Error> {
+    let begun = Instant::now();
+    while connection.is_handshaking() {
+        while connection.wants_write() {
+            connection.write_tls(socket)?;
+        }
+        if begun.elapsed() > HANDSHAKE {
+            return Err(ureq::Error::Timeout(ureq::Timeout::Connect));
+        }
+        if connection.is_handshaking() && connection.read_tls(socket)? == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
+        if let Err(error) = connection.process_new_packets() {
+            let _ = connection.write_tls(socket); // the alert, for who is still there
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, error).into());
+        }
+    }
+    while connection.wants_write() {
+        connection.write_tls(socket)?;
+    }
+    Ok(())
 }
 
 /// An encrypted connection.
