@@ -200,8 +200,13 @@ pub(crate) fn receive(socket: &OwnedFd, patience: Option<Duration>) -> Result<He
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; LONGEST + 1];
-    let received =
-        retry(|| recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC));
+    let mut receive =
+        || retry(|| recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC));
+    // A child that ends without having read all that it was told resets the connection. That is said once, and before its last words.
+    let received = match receive() {
+        Err(Errno::CONNRESET) => receive(),
+        received => received,
+    };
     let length = match received {
         Ok(received) => received.bytes,
         Err(Errno::CONNRESET) => 0,
@@ -220,6 +225,18 @@ pub(crate) fn receive(socket: &OwnedFd, patience: Option<Duration>) -> Result<He
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_words_are_heard_of_one_who_did_not_listen() {
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        let kind = rustix::net::SocketType::SEQPACKET;
+        let (ours, theirs) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None).unwrap();
+        go(&ours).unwrap();
+        send(theirs.as_fd(), Message::Failed(7, 1), None).unwrap();
+        drop(theirs);
+        assert!(matches!(receive(&ours, None), Ok(Heard::Message(Message::Failed(7, 1), None))));
+        assert!(matches!(receive(&ours, None), Ok(Heard::Closed)));
+    }
 
     #[test]
     fn every_message_comes_back_as_it_was() {
