@@ -197,17 +197,22 @@ impl Entry {
         File::open(&self.path).is_ok_and(locked)
     }
 
-    /// Whether its maker got as far as to make anything: before that it has written a whole line.
-    pub fn is_begun(&self) -> Result<bool> {
-        Ok(read(&self.path, MAX_REMEMBERED)?.contains(&b'\n'))
-    }
-
     /// What is remembered.
     pub fn load(&self) -> Result<Remembered> {
+        self.load_begun()?.with_context(|| {
+            format!("container {} was never made; `nacre-jail delete --force {}` removes its name", self.id, self.id)
+        })
+    }
+
+    /// What is remembered; `None` if its maker was killed before it had written all that it was about to make, and so before it made anything.
+    pub fn load_begun(&self) -> Result<Option<Remembered>> {
         let act = || format!("parse {}", self.path.display());
         let bytes = read(&self.path, MAX_REMEMBERED)?;
         let mut values = serde_json::Deserializer::from_slice(&bytes);
-        let intent = Intent::deserialize(&mut values).with_context(act)?;
+        let intent = match Intent::deserialize(&mut values) {
+            Err(error) if error.is_eof() => return Ok(None),
+            intent => intent.with_context(act)?,
+        };
         let spec = nacre_jail::read_spec(intent.spec.get().as_bytes()).with_context(act)?.value;
         let Intent { bundle, created, owner, .. } = intent;
         let mut remembered = Remembered { bundle, created, owner, spec, record: None, notes: Vec::new(), broken: None };
@@ -216,10 +221,10 @@ impl Entry {
                 Ok(Note::Whole(record)) => remembered.record = Some(*record),
                 Ok(note) => remembered.notes.push(note),
                 // Or its maker was killed before it had written all of it.
-                Err(error) if error.is_eof() => return Ok(remembered),
+                Err(error) if error.is_eof() => return Ok(Some(remembered)),
                 Err(error) => {
                     remembered.broken = Some(format!("{}: {error}", act()));
-                    return Ok(remembered);
+                    return Ok(Some(remembered));
                 }
             }
         }

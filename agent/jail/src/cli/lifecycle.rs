@@ -223,13 +223,11 @@ pub fn delete(root: &Root, id: &str, force: bool) -> Result<()> {
         Err(_) if force && root.find(id).is_err() => return Ok(()), // somebody else was faster
         lock => lock?,
     };
-    if !entry.is_begun()? {
-        if !force {
-            bail!("container {id} was never made; --force removes its name");
-        }
-        return entry.remove();
-    }
-    let mut remembered = entry.load()?;
+    let mut remembered = match entry.load_begun()? {
+        Some(remembered) => remembered,
+        None if force => return entry.remove(),
+        None => bail!("container {id} was never made; --force removes its name"),
+    };
     if remembered.record.is_none() || remembered.broken.is_some() {
         if !force {
             bail!("container {id} was never made whole, or by another version; --force removes what there is of it");
