@@ -294,29 +294,8 @@ impl Containerd {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-             \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \
-             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.aufs\"]\n\
-             [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
-            path("root"),
-            path("state"),
-            path("socket"),
-            path("ttrpc"),
-        );
-        fs::write(dir.path().join("config.toml"), config).unwrap();
-        let log = fs::File::create(dir.path().join("log")).unwrap();
-        let daemon = Command::new("containerd")
-            .arg("--config")
-            .arg(dir.path().join("config.toml"))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let daemon = nacre_tests::containerd::start(dir.path()).unwrap();
         let containerd = Containerd { dir, daemon, runtime: dist::program("nacre-jail") };
-        // ctr waits for the daemon as long as its time allows.
-        containerd.ok(&["--connect-timeout", "20s", "version"]);
         let archive = rootfs(containerd.dir.path());
         let image = containerd.dir.path().join("image.tar");
         oci_archive(&archive, &image);
@@ -326,7 +305,11 @@ impl Containerd {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["60", "ctr", "--address"]).arg(self.dir.path().join("socket")).args(args).stdin(Stdio::null());
+        command
+            .args(["60", "ctr", "--address"])
+            .arg(nacre_tests::containerd::socket(self.dir.path()))
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use nacre_tests::image::{Compression, Image, Layer, Written};
 use nacre_tests::registry::Registry;
-use nacre_tests::{demo_image, dist};
+use nacre_tests::{containerd, demo_image, dist};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
@@ -90,7 +90,7 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
     let memory = Path::new("/dev/shm");
     let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let dir = dir.context("make a directory")?;
-    let containerd = containerd(dir.path())?;
+    let containerd = containerd::start(dir.path())?;
     let bench = Bench { dist, dir, registry: Registry::start(None)?, containerd };
     let mut all = Vec::new();
     let images: [(&str, [&'static str; 3], Write); 4] = [
@@ -191,7 +191,7 @@ impl Bench<'_> {
             Peer::Containerd => {
                 let ctr = |args: &[&str]| {
                     let mut command = Command::new("ctr");
-                    command.arg("--address").arg(self.dir.path().join("socket")).args(args);
+                    command.arg("--address").arg(containerd::socket(self.dir.path())).args(args);
                     command
                 };
                 let mut pull = ctr(&["images", "pull", "--snapshotter", "overlayfs", "--hosts-dir"]);
@@ -261,25 +261,6 @@ fn quiet(command: &mut Command) -> Result<()> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
-}
-
-/// A containerd of our own below `dir`.
-fn containerd(dir: &Path) -> Result<Child> {
-    let at = dir.display();
-    let config = format!(
-        "version = 2\nroot = \"{at}/root\"\nstate = \"{at}/state\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
-         \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.devmapper\", \
-         \"io.containerd.snapshotter.v1.aufs\"]\n[grpc]\naddress = \"{at}/socket\"\n[ttrpc]\naddress = \"{at}/ttrpc\"\n"
-    );
-    fs::write(dir.join("config.toml"), config).context("write a configuration")?;
-    let log = fs::File::create(dir.join("log")).context("make a log")?;
-    let mut command = Command::new("containerd");
-    command.arg("--config").arg(dir.join("config.toml")).stdout(Stdio::null()).stderr(log);
-    let daemon = command.spawn().context("start containerd")?;
-    let mut wait = Command::new("ctr");
-    wait.arg("--address").arg(dir.join("socket")).args(["--connect-timeout", "20s", "version"]);
-    quiet(&mut wait)?;
-    Ok(daemon)
 }
 
 fn packages(layers: &[&[&str]], dir: &Path) -> Result<Written> {
