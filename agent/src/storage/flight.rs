@@ -95,7 +95,7 @@ impl Flight {
             Ok(_slot) => tokio::time::timeout(timeout, self.pull()).await.unwrap_or_else(|_| Err(deadline())),
             Err(_) => Err(deadline()),
         };
-        if pulled.is_err() {
+        if pulled.as_ref().is_err_and(PullError::leaves_remains) {
             let store = self.flights.settings.store.clone();
             // What a worker that was ended leaves would take the guest's memory until the next pull.
             tokio::task::spawn_blocking(move || nacre_pull::client::sweep(&store));
