@@ -37,6 +37,7 @@ pub mod fuzzing;
 mod error;
 
 pub use error::{Error, Kind};
+pub use reference::registry as registry_of;
 
 use std::fmt;
 use std::path::PathBuf;

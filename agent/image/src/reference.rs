@@ -5,8 +5,13 @@ use crate::error::{Error, Kind, Result, quoted};
 /// The longest reference.
 pub(crate) const MAX_LENGTH: usize = 1024;
 
-/// What a reference without a registry means.
+/// What a reference without a registry means, and what some clients write for it.
 pub(crate) const DEFAULT_REGISTRY: &str = "docker.io";
+pub(crate) const DEFAULT_REGISTRY_ALIAS: &str = "index.docker.io";
+
+/// The longest path of a repository, and the longest tag (distribution specification, "Pulling manifests").
+pub(crate) const MAX_PATH: usize = 255;
+pub(crate) const MAX_TAG: usize = 128;
 
 /// The bytes of a SHA-256 digest.
 pub(crate) type Sha256 = [u8; 32];
@@ -33,8 +38,8 @@ pub(crate) fn check(reference: &str) -> Result<()> {
     Ok(())
 }
 
-/// The registry: what stands before the first slash, if it looks like a host.
-pub(crate) fn registry(reference: &str) -> &str {
+/// The registry of an image: what stands before the first slash, if it looks like a host.
+pub fn registry(reference: &str) -> &str {
     match reference.split_once('/') {
         Some((host, _)) if is_host(host) => host,
         _ => DEFAULT_REGISTRY,

@@ -62,7 +62,7 @@ impl Registry {
     /// Opens the image. The registry may be silent for `silence`.
     pub(crate) async fn open(request: &Request, silence: Duration) -> Result<Registry> {
         let access = Access::prepare(request)?;
-        let proxy = ImageProxy::new_with_config(access.config(silence)).await.map_err(|error| {
+        let proxy = ImageProxy::new_with_config(access.config(request.server, silence)).await.map_err(|error| {
             Error::new(Kind::Internal, format!("start the registry client: is it installed? [{error}]"))
         })?;
         if !proxy.supports_get_raw_blob() {
@@ -200,35 +200,22 @@ impl Access<'_> {
         })
     }
 
-    /// Our own server's command, for a question that the protocol has no word for.
-    pub(crate) fn server(&self, silence: Duration) -> Command {
-        let mut command = own_server(self.request, silence);
-        command.arg("experimental-image-proxy");
-        self.add_registries(&mut command);
-        for (option, value) in [
-            ("--authfile", self.auth.as_ref().map(path_of)),
-            ("--cert-dir", self.certificates.as_ref().map(|dir| dir.path().to_path_buf())),
-        ] {
-            command.args(value.map(|value| [option.into(), value.into_os_string()]).into_iter().flatten());
-        }
-        command.args(self.request.skip_tls_verification.then_some("--tls-verify=false"));
-        command
+    /// Our own server's command, as the library starts it, for a question that the protocol has no word for.
+    pub(crate) fn server(&self, silence: Duration) -> Result<Command> {
+        let command = Command::try_from(self.config(Server::Own, silence));
+        command.map_err(|error| Error::new(Kind::Internal, format!("start the registry client: {error}")))
     }
 
-    fn add_registries(&self, command: &mut Command) {
-        match (&self.registries, self.request.server) {
+    fn config(&self, server: Server, silence: Duration) -> ImageProxyConfig {
+        let mut command = match server {
+            Server::Skopeo => alone(Command::new("skopeo")),
+            Server::Own => own_server(self.request, silence),
+        };
+        match (&self.registries, server) {
             (Some(file), Server::Own) => drop(command.arg("--registries-conf").arg(path_of(file))),
             (Some(file), Server::Skopeo) => drop(command.env("CONTAINERS_REGISTRIES_CONF", path_of(file))),
             (None, _) => {}
         }
-    }
-
-    fn config(&self, silence: Duration) -> ImageProxyConfig {
-        let mut command = match self.request.server {
-            Server::Skopeo => alone(Command::new("skopeo")),
-            Server::Own => own_server(self.request, silence),
-        };
-        self.add_registries(&mut command);
         let mut config = ImageProxyConfig::default();
         config.authfile = self.auth.as_ref().map(path_of);
         config.auth_anonymous = self.auth.is_none();

@@ -108,7 +108,7 @@ pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -
 /// Has a server of our own find how the name leads to the image and, if `signed`, what vouches for it.
 async fn find(request: &Request, signed: bool, silence: Duration) -> Result<Evidence> {
     let access = Access::prepare(request)?;
-    let command = access.server(silence);
+    let command = access.server(silence)?;
     let name = reference::transport(&request.reference);
     let asked = tokio::task::spawn_blocking(move || ask(command, &name, signed, silence));
     let answer = asked.await.map_err(|error| Error::new(Kind::Internal, format!("fetch signatures: {error}")))??;

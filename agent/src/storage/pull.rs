@@ -34,9 +34,6 @@ const MAX_WATCHED: usize = 4096;
 /// Where programs are, for a worker whose agent was started without being told.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What references without a registry mean.
-const DEFAULT_REGISTRY: &str = "docker.io";
-
 /// An image was not pulled. All who waited for it get the same.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum PullError {
@@ -75,6 +72,18 @@ pub enum PullError {
         /// The image.
         reference: String,
     },
+}
+
+impl PullError {
+    /// Whether the worker was ended, and did not end by itself: that leaves nothing.
+    pub(super) fn leaves_remains(&self) -> bool {
+        use nacre_pull::client::Error;
+        match self {
+            PullError::Deadline { .. } => true,
+            PullError::Engine { source, .. } => !matches!(**source, Error::Failed { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// What was said about a registry makes no sense.
@@ -209,7 +218,7 @@ impl Pulls {
     }
 
     fn request(&self, reference: &str) -> Request {
-        let access = lock(&self.registries).get(registry_of(reference)).cloned().unwrap_or_default();
+        let access = lock(&self.registries).get(nacre_pull::registry_of(reference)).cloned().unwrap_or_default();
         let is_the_hosts = access.skip_tls_verification || access.ca_pem.is_some();
         Request {
             reference: reference.into(),
@@ -291,14 +300,6 @@ fn check_reference(reference: &str) -> Result<(), PullError> {
         return Err(PullError::Reference(reference.chars().take(MAX_REFERENCE).collect()));
     }
     Ok(())
-}
-
-/// The registry of a reference: what stands before the first slash, if it looks like a host.
-fn registry_of(reference: &str) -> &str {
-    match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => DEFAULT_REGISTRY,
-    }
 }
 
 fn check_access(request: &SetRegistryAccessRequest) -> Result<(), &'static str> {

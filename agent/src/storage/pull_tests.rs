@@ -13,7 +13,7 @@ fn the_registry_of_a_reference_is_a_host() {
         ("10.0.2.2:5000/demo:1", "10.0.2.2:5000"),
         ("ghcr.io/a/b@sha256:00", "ghcr.io"),
     ] {
-        assert_eq!(registry_of(reference), registry);
+        assert_eq!(nacre_pull::registry_of(reference), registry);
     }
 }
 

@@ -10,14 +10,15 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
 use super::MAX_FILE;
-use super::name::{self, Name};
+use super::name::Name;
 use crate::error::{Error, Kind, Result, quoted};
+use crate::reference::{DEFAULT_REGISTRY, DEFAULT_REGISTRY_ALIAS};
 
 /// Docker's old keys are addresses with these ends; others of its keys hold something else.
 const LEGACY_ENDS: [&str; 6] = ["", "/", "/v1", "/v1/", "/v2", "/v2/"];
 
 /// Docker's registry by the names that it has in old keys.
-const DOCKER_NAMES: [&str; 2] = ["index.docker.io", "registry-1.docker.io"];
+const DOCKER_NAMES: [&str; 2] = [DEFAULT_REGISTRY_ALIAS, "registry-1.docker.io"];
 
 /// What a registry is shown.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,7 +107,7 @@ impl Credentials {
 
     /// What to show for an image: the secret of the longest key that its name begins with. `None` asks as nobody.
     pub fn for_reference(&self, reference: &str) -> Result<Option<Secret>> {
-        let name = Name::parse(reference)?.on(name::DOCKER);
+        let name = Name::parse(reference)?.on(DEFAULT_REGISTRY);
         let repository = name.repository();
         let host = name.host.unwrap_or_default();
         if let Some(helper) = self.helpers.get(&host) {
@@ -156,7 +157,7 @@ impl Entry {
 fn canonical(key: &str) -> String {
     let key = key.strip_suffix('/').unwrap_or(key).to_ascii_lowercase();
     let (host, path) = key.split_once('/').map_or((key.as_str(), None), |(host, path)| (host, Some(path)));
-    let host = if DOCKER_NAMES.contains(&host) { name::DOCKER } else { host };
+    let host = if DOCKER_NAMES.contains(&host) { DEFAULT_REGISTRY } else { host };
     path.map_or_else(|| host.to_string(), |path| format!("{host}/{path}"))
 }
 

@@ -4,17 +4,10 @@ use std::fmt;
 use std::net::Ipv6Addr;
 
 use crate::error::{Error, Kind, Result};
-use crate::reference;
+use crate::reference::{self, DEFAULT_REGISTRY, DEFAULT_REGISTRY_ALIAS, MAX_PATH, MAX_TAG};
 
-/// The registry that names without a host mean, and its other name.
-pub(super) const DOCKER: &str = "docker.io";
-const DOCKER_INDEX: &str = "index.docker.io";
-
-/// The most bytes of a host's name (RFC 1035 §2.3.4), of a tag and of a path (distribution specification, "Pulling
-/// manifests").
+/// The most bytes of a host's name (RFC 1035 §2.3.4).
 const MAX_HOST: usize = 253;
-const MAX_TAG: usize = 128;
-const MAX_PATH: usize = 255;
 
 /// An image's name. The text is `host/path:tag`, or `host/path@digest` if there is a digest: it says all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +33,7 @@ impl Name {
             _ => (None, text),
         };
         let mut name = Name { host, ..tail(rest)? };
-        if name.host.as_deref() == Some(DOCKER) {
+        if name.host.as_deref() == Some(DEFAULT_REGISTRY) {
             name.make_official();
         }
         Ok(name)
@@ -50,7 +43,7 @@ impl Name {
     pub(super) fn on(mut self, host: &str) -> Name {
         if self.host.is_none() {
             self.host = Some(host.to_string());
-            if host == DOCKER {
+            if host == DEFAULT_REGISTRY {
                 self.make_official();
             }
         }
@@ -165,7 +158,7 @@ pub(super) fn host(text: &str) -> Result<String> {
     if !known || port.is_some_and(|port| !digits(port)) {
         return Err(bad(text, "is no host (name, or name:port)"));
     }
-    Ok(if lower == DOCKER_INDEX { DOCKER.to_string() } else { lower })
+    Ok(if lower == DEFAULT_REGISTRY_ALIAS { DEFAULT_REGISTRY.to_string() } else { lower })
 }
 
 /// A host's name, and its port if there is one.

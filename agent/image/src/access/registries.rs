@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::MAX_FILE;
 use super::name::{self, Name};
 use crate::error::{Error, Kind, Result, quoted};
+use crate::reference::DEFAULT_REGISTRY;
 
 /// The rules of a `registries.conf`. Without one there are none.
 #[derive(Debug, Clone, Default)]
@@ -147,7 +148,7 @@ impl Registries {
 
     /// Where to ask for an image, in order: the mirrors, then the place itself.
     pub fn endpoints(&self, reference: &str) -> Result<Vec<Endpoint>> {
-        let name = self.full(Name::parse(reference)?)?.versioned();
+        let name = self.named(reference)?;
         let Some((rule, rest)) = self.rule(&name) else {
             return Ok(vec![Endpoint { reference: name.to_string(), insecure: false, is_mirror: false }]);
         };
@@ -172,7 +173,7 @@ impl Registries {
             return Ok(Name { tag: name.tag, digest: name.digest, ..alias.clone() });
         }
         match self.search.as_slice() {
-            [] => Ok(name.on(name::DOCKER)),
+            [] => Ok(name.on(DEFAULT_REGISTRY)),
             [host] => Ok(name.on(host)),
             // Whoever has the name on the first of them would be asked for the image of the second.
             _ => Err(bad(format!("{name} could be on any of {}: give its full name", self.search.join(", ")))),
@@ -184,7 +185,11 @@ impl Registries {
     /// # Errors
     /// No image's name, or one that could be on any of several hosts.
     pub fn resolve(&self, reference: &str) -> Result<String> {
-        Ok(self.full(Name::parse(reference)?)?.versioned().to_string())
+        Ok(self.named(reference)?.to_string())
+    }
+
+    fn named(&self, reference: &str) -> Result<Name> {
+        Ok(self.full(Name::parse(reference)?)?.versioned())
     }
 
     /// The rule with the longest prefix, and what follows that prefix.

@@ -3,14 +3,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use crate::reference::{self, DEFAULT_REGISTRY, MAX_LENGTH};
-
-/// What some clients write for the default registry, cosign among them.
-const DEFAULT_REGISTRY_ALIAS: &str = "index.docker.io";
-
-/// The longest path of a repository, and the longest tag.
-const MAX_PATH: usize = 255;
-const MAX_TAG: usize = 128;
+use crate::reference::{self, DEFAULT_REGISTRY, DEFAULT_REGISTRY_ALIAS, MAX_LENGTH, MAX_PATH, MAX_TAG};
 
 /// An image's name: where its repository is, and which of its images is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]

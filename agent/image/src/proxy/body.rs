@@ -80,32 +80,27 @@ pub(super) fn small(source: &dyn Source, blob: &Descriptor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-pub(super) fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<()> {
+/// Writes to the client; false when it has hung up, for it has had enough.
+fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<bool> {
     while !bytes.is_empty() {
         match rustix::io::write(&pipe, bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(Errno::INTR) => {}
-            Err(Errno::PIPE) => return Ok(()), // the client has had enough
+            Err(Errno::PIPE) => return Ok(false),
             Err(error) => return Err(Error::system("write to a pipe", error)),
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Writes what is in memory.
+pub(super) fn give(pipe: &OwnedFd, bytes: &[u8]) -> Result<()> {
+    write_all(pipe, bytes).map(drop)
 }
 
 /// Copies a blob to the pipe. What it is, the client checks.
 pub(super) fn copy(source: &dyn Source, digest: &str, pipe: &OwnedFd) -> Result<()> {
-    each_piece(source, digest, |piece| {
-        let mut rest = piece;
-        while !rest.is_empty() {
-            match rustix::io::write(pipe, rest) {
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-                Err(Errno::INTR) => {}
-                Err(Errno::PIPE) => return Ok(false),
-                Err(error) => return Err(Error::system("write to a pipe", error)),
-            }
-        }
-        Ok(true)
-    })
+    each_piece(source, digest, |piece| write_all(pipe, piece))
 }
 
 /// The same, checked here: for a client that asks afterwards (`FinishPipe`).

@@ -116,12 +116,12 @@ impl Server {
             "GetManifest" => {
                 let image = self.image(request)?;
                 let (digest, bytes) = (json!(image.manifest.digest), image.manifest.bytes.clone());
-                self.pipe(digest, move |pipe| body::write_all(&pipe, &bytes))
+                self.pipe(digest, move |pipe| body::give(&pipe, &bytes))
             }
             "GetFullConfig" => {
                 let image = self.image(request)?;
                 let bytes = body::small(image.source.as_ref(), &image.manifest.config)?;
-                self.pipe(Value::Null, move |pipe| body::write_all(&pipe, &bytes))
+                self.pipe(Value::Null, move |pipe| body::give(&pipe, &bytes))
             }
             // One answer at a time goes over the socket, so what may take time is done by the blob's own thread. Nothing is known of the length then.
             "GetBlob" => {
@@ -144,7 +144,7 @@ impl Server {
             "GetLayerInfo" => Ok(Reply::value(self.image(request)?.manifest.layer_info()?)),
             "GetLayerInfoPiped" => {
                 let bytes = self.image(request)?.manifest.layer_info()?.to_string().into_bytes();
-                self.pipe(Value::Null, move |pipe| body::write_all(&pipe, &bytes))
+                self.pipe(Value::Null, move |pipe| body::give(&pipe, &bytes))
             }
             "FinishPipe" => {
                 let unknown = || Error::new(Kind::Internal, "there is no such pipe");

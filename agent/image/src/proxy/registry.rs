@@ -17,6 +17,7 @@ use crate::access::challenge::{self, Challenge};
 use crate::access::credentials::Secret;
 use crate::access::registries::Endpoint;
 use crate::error::{Error, Kind, Result, quoted};
+use crate::reference::DEFAULT_REGISTRY;
 
 /// How long to wait before each further try of what may pass.
 const WAITS: [Duration; 3] = [Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(3)];
@@ -29,7 +30,7 @@ const MAX_TOKEN: u64 = 1 << 20;
 const MAX_REFUSAL: u64 = 64 << 10;
 
 /// Docker's registry is not where its name says.
-const DOCKER: (&str, &str) = ("docker.io", "registry-1.docker.io");
+const DOCKER: (&str, &str) = (DEFAULT_REGISTRY, "registry-1.docker.io");
 
 /// One repository.
 pub(super) struct Registry {
