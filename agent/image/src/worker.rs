@@ -80,8 +80,7 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     reference::check(&request.reference)?;
     signatures::judge_name(request)?;
     let asked = &request.reference;
-    // From here on it has its full name, which is fetched and judged.
-    let request = &Request { reference: full_name(request)?, ..request.clone() };
+    let request = &with_full_name(request)?;
     tell(&Event::Resolving);
     let store = Store::open(&request.store)?;
     let registry = Registry::open(request, silence).await?;
@@ -106,12 +105,17 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     Ok(Image { reference: asked.clone(), manifest_digest, layers, config })
 }
 
-fn full_name(request: &Request) -> Result<String> {
-    if reference::is_local(&request.reference) {
-        return Ok(request.reference.clone());
+/// The request with the image's full name, which is fetched and judged. Credentials were given for the registry of the name that was asked for:
+/// to another, where an alias leads, they are not shown.
+fn with_full_name(request: &Request) -> Result<Request> {
+    let asked = &request.reference;
+    if reference::is_local(asked) {
+        return Ok(request.clone());
     }
     let registries = request.registries.as_deref().map(Registries::parse).transpose()?.unwrap_or_default();
-    registries.resolve(&request.reference)
+    let (reference, plain) = (registries.resolve(asked)?, Registries::default().resolve(asked)?);
+    let same = reference::registry(&reference) == reference::registry(&plain);
+    Ok(Request { reference, auth: request.auth.clone().filter(|_| same), ..request.clone() })
 }
 
 /// What may open encrypted layers.

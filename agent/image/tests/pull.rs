@@ -557,3 +557,22 @@ async fn a_short_name_is_judged_by_what_it_stands_for() {
         assert!(error.kind() == Kind::Denied && error.to_string().contains("reject"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn where_an_alias_leads_is_not_told_who_asks() {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let moody = Moody::start(&image, "", Middle::Goes);
+    moody.wants_token("theirs");
+    let request = Request {
+        reference: "app:1".into(),
+        registries: Some(format!("[aliases]\napp = \"{}/image\"", moody.host())),
+        auth: Some(Auth { username: USER.into(), password: PASSWORD.into() }),
+        ..plain(&moody, store.path())
+    };
+    pull(request.clone()).await.unwrap();
+    assert!(!moody.asked().iter().any(|asked| asked.contains("authorization: basic")), "{:?}", moody.asked());
+    pull(Request { reference: moody.reference(), registries: None, ..request }).await.unwrap();
+    assert!(moody.asked().iter().any(|asked| asked.contains("authorization: basic")), "{:?}", moody.asked());
+}
