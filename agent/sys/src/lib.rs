@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod clone;
+pub mod device_mapper;
 pub mod early;
 pub mod exec;
 pub mod fork;
