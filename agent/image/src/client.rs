@@ -1,5 +1,6 @@
 //! Starting a worker and hearing from it.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -120,6 +121,17 @@ pub fn sweep(store: &Path) {
     }
     std::thread::sleep(GONE_WITHIN); // it holds the lock until then, and whose child it was is not known here
     let _ = crate::store::Store::open(store); // the next pull tries again
+}
+
+/// Removes the layers of `store` that are not `used`; returns how many. No pull into the store may run.
+///
+/// # Errors
+/// A store that can't be read, a layer that can't be removed.
+pub fn collect(store: &Path, used: &HashSet<PathBuf>) -> Result<usize, crate::Error> {
+    if !store.exists() {
+        return Ok(0);
+    }
+    crate::store::Store::open(store)?.collect(used)
 }
 
 /// The worker has parsed what strangers sent; what it names is going to be mounted.

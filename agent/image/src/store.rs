@@ -4,6 +4,7 @@
 //! writes it; one that nobody locks was left by a pull that died, and the next pull removes it. The key is the DiffID
 //! alone: a layer is unpacked by itself, so its directory depends on nothing below it.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -100,6 +101,21 @@ impl Store {
         }
     }
 
+    /// Removes the whole layers that are not `used`; returns how many. One that is half gone is not whole: it moves away first.
+    pub(crate) fn collect(&self, used: &HashSet<PathBuf>) -> Result<usize> {
+        let entries = fs::read_dir(layers(&self.root)).map_err(|error| Error::system("list the layers", error))?;
+        let mut removed = 0;
+        for layer in entries.filter_map(std::result::Result::ok).map(|entry| entry.path()) {
+            if !used.contains(&layer) {
+                let partial = self.begin()?;
+                let moved = fs::rename(&layer, partial.root());
+                moved.map_err(|error| Error::system(format!("remove {}", layer.display()), error))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Bytes that can still be written.
     pub(crate) fn free(&self) -> Result<u64> {
         let stat =
@@ -147,6 +163,22 @@ mod tests {
         fs::write(second.root().join("a"), "x").unwrap();
         assert_eq!(store.keep(second, &id).unwrap(), kept);
         assert!(store.layer(&id).unwrap().join("a").exists());
+        assert!(fs::read_dir(store.partial()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn layers_that_nobody_uses_go_and_the_others_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let kept = [[1; 32], [2; 32]].map(|id| {
+            let partial = store.begin().unwrap();
+            fs::write(partial.root().join("a"), "x").unwrap();
+            store.keep(partial, &id).unwrap()
+        });
+        let live = store.begin().unwrap();
+        assert_eq!(store.collect(&HashSet::from([kept[1].clone()])).unwrap(), 1);
+        assert!(!kept[0].exists() && kept[1].join("a").exists() && live.root().exists());
+        drop(live);
         assert!(fs::read_dir(store.partial()).unwrap().next().is_none());
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Each pull is a task of its own: it outlives a caller that gives up, so that a retry joins it, and ends by its timeout at the latest. It is
 //! remembered only while it runs. Whoever asks later has the registry and the policy asked anew, which the layer store makes cheap.
-//! [`AT_ONCE`] pulls run at once; the others wait in line, first come first served.
+//! [`AT_ONCE`] pulls run at once; the others wait in line, first come first served. One that lacks space has what nobody uses removed, and tries
+//! once more.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,9 +12,10 @@ use std::time::Instant;
 
 use nacre_protocol::nacre::PullStatus;
 use nacre_protocol::nacre::pull_status::Phase;
-use nacre_pull::{Event, Image, Request};
+use nacre_pull::{Event, Kind, Request};
 use tokio::sync::{Semaphore, watch};
 
+use super::layers::{Layers, Pulled};
 use super::pull::{PullError, Settings, lock};
 
 /// How many images are pulled at once.
@@ -28,13 +30,14 @@ pub(super) struct State {
     /// As it is told to the host; the revision is up to who tells it.
     pub(super) status: PullStatus,
     /// Its end.
-    pub(super) result: Option<Result<Image, PullError>>,
+    pub(super) result: Option<Result<Arc<Pulled>, PullError>>,
 }
 
 /// The pulls that run or wait in line.
 #[derive(Debug)]
 pub(super) struct Flights {
     settings: Arc<Settings>,
+    layers: Arc<Layers>,
     /// By all that a worker is told: nobody gets what was pulled with another's credentials or by another policy.
     running: Mutex<HashMap<Request, watch::Sender<State>>>,
     slots: Semaphore,
@@ -44,8 +47,8 @@ pub(super) struct Flights {
 impl Flights {
     /// No pull yet.
     pub(super) fn new(settings: Arc<Settings>) -> Arc<Flights> {
-        let (running, bytes) = (Mutex::default(), AtomicU64::new(0));
-        Arc::new(Flights { settings, running, slots: Semaphore::new(AT_ONCE), bytes })
+        let (layers, slots) = (Layers::new(settings.store.clone()), Semaphore::new(AT_ONCE));
+        Arc::new(Flights { settings, layers, running: Mutex::default(), slots, bytes: AtomicU64::new(0) })
     }
 
     /// The running pull that does what `request` says, or a new one. It goes on when the receiver is dropped.
@@ -82,7 +85,7 @@ struct Flight {
     request: Request,
     sender: watch::Sender<State>,
     begun: Instant,
-    result: Result<Image, PullError>,
+    result: Result<Arc<Pulled>, PullError>,
 }
 
 impl Flight {
@@ -103,14 +106,28 @@ impl Flight {
         self.result = pulled;
     }
 
-    async fn pull(&self) -> Result<Image, PullError> {
+    async fn pull(&self) -> Result<Arc<Pulled>, PullError> {
+        let (layers, lacks_space) = (&self.flights.layers, |error: &PullError| error.kind() == Some(Kind::NoSpace));
+        let first = self.attempt().await;
+        if !first.as_ref().is_err_and(lacks_space) || !layers.collect().await {
+            return first;
+        }
+        let second = self.attempt().await;
+        if second.as_ref().is_err_and(lacks_space) {
+            layers.collect().await; // the layers that it had fetched
+        }
+        second
+    }
+
+    async fn attempt(&self) -> Result<Arc<Pulled>, PullError> {
         let settings = &self.flights.settings;
+        let _pulling = self.flights.layers.pulling().await;
         self.tell(|status| status.phase = Phase::RESOLVING.into());
         let mut worker = settings.worker.command();
         worker.envs(settings.rules.environment.iter().map(|(name, value)| (name, value)));
         let image = nacre_pull::client::pull(worker, self.request.clone(), |event| self.event(event)).await;
-        image
-            .map_err(|source| PullError::Engine { reference: self.request.reference.clone(), source: Arc::new(source) })
+        let failed = |source| PullError::Engine { reference: self.request.reference.clone(), source: Arc::new(source) };
+        image.map(|image| self.flights.layers.hold(image)).map_err(failed)
     }
 
     fn event(&self, event: &Event) {
@@ -147,9 +164,9 @@ impl Flight {
 
     fn finish(&self, status: &mut PullStatus) {
         match &self.result {
-            Ok(image) => {
+            Ok(pulled) => {
                 status.phase = Phase::DONE.into();
-                status.manifest_digest = image.manifest_digest.clone();
+                status.manifest_digest = pulled.image.manifest_digest.clone();
                 status.layers_done = status.layers_total;
                 status.bytes_done = status.bytes_total;
                 self.flights.bytes.fetch_add(status.bytes_total, Relaxed);

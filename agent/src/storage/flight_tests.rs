@@ -1,6 +1,6 @@
 //! Joined pulls, with a shell script as the worker.
 //!
-//! A worker says `+NAME` when it starts, then waits to be told how it ends (`done` or `fail`), says `-NAME` and ends so. It all goes through
+//! A worker says `+NAME` when it starts, then waits to be told how it ends (`done`, `fail` or `full`), says `-NAME` and ends so. It all goes through
 //! FIFOs, so that a test waits for what happens and for nothing else.
 
 use std::path::{Path, PathBuf};
@@ -17,19 +17,20 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use super::{AT_ONCE, IN_LINE};
+use crate::storage::layers::Pulled;
 use crate::storage::pull::{PullError, Pulls, Settings, WorkerCommand};
 use crate::storage::rules::Rules;
 
 const DIGEST: &str = "sha256:00";
 
-/// In `$0`, the directory of the FIFOs; to say in the end: `$1` done, `$2` failed; first `$3`, resolved.
+/// In `$0`, the directory of the FIFOs; to say in the end: `$1` done, `$2` failed, `$4` no space; first `$3`, resolved.
 const SCRIPT: &str = r#"
 name=$(sed 's/.*"reference":"registry.example\/\([a-z0-9]*\)".*/\1/')
 echo "$3"
 echo "+$name" >"$0/log"
 read word <"$0/$name"
 echo "-$name" >"$0/log"
-if [ "$word" = done ]; then echo "$1"; else echo "$2"; fi
+case "$word" in done) echo "$1" ;; full) echo "$4" ;; *) echo "$2" ;; esac
 "#;
 
 struct Bench {
@@ -51,20 +52,32 @@ impl Bench {
         // For writing too, so that it does not end with the first worker.
         let log = pipe::OpenOptions::new().read_write(true).open_receiver(dir.path().join("log")).unwrap();
         let events = [
-            Event::Done(Box::new(image())),
+            Event::Done(Box::new(image(&dir.path().join("store")))),
             Event::Failed { kind: Kind::NotFound, message: "no such image".into() },
             Event::Resolved { manifest_digest: DIGEST.into(), layers: 1, bytes: 7 },
+            Event::Failed { kind: Kind::NoSpace, message: "no space".into() },
         ];
         let events = events.map(|event| serde_json::to_string(&event).unwrap().into());
         let args = ["-c".into(), SCRIPT.into(), dir.path().into()].into_iter().chain(events).collect();
         let worker = WorkerCommand { program: "sh".into(), args };
-        let pulls = Pulls::new(Settings { store: "/s".into(), timeout, worker, rules });
+        let pulls = Pulls::new(Settings { store: dir.path().join("store"), timeout, worker, rules });
         Bench { dir, pulls, log: BufReader::new(log).lines() }
     }
 
-    fn pull(&self, container: &'static str, image: &str) -> JoinHandle<Result<Image, PullError>> {
+    fn pull(&self, container: &'static str, image: &str) -> JoinHandle<Result<Arc<Pulled>, PullError>> {
         let (pulls, reference) = (self.pulls.clone(), format!("registry.example/{image}"));
         tokio::spawn(async move { pulls.pull(container, &reference).await })
+    }
+
+    fn image(&self) -> Image {
+        image(&self.pulls.settings().store)
+    }
+
+    /// A whole layer of the store.
+    fn layer(&self, byte: &str) -> PathBuf {
+        let layer = self.image().layers[0].with_file_name(byte.repeat(32));
+        std::fs::create_dir_all(&layer).unwrap();
+        layer
     }
 
     /// What a worker says next.
@@ -87,10 +100,10 @@ impl Bench {
     }
 }
 
-fn image() -> Image {
+fn image(store: &Path) -> Image {
     let config =
         serde_json::json!({ "os": "linux", "architecture": "amd64", "rootfs": { "type": "layers", "diff_ids": [] } });
-    let layer: PathBuf = Path::new("/s/layers").join("0a".repeat(32));
+    let layer: PathBuf = store.join("layers").join("0a".repeat(32));
     Image {
         reference: "a".into(),
         manifest_digest: DIGEST.into(),
@@ -110,7 +123,8 @@ async fn two_who_want_an_image_have_one_worker_and_both_see_how_far_it_is() {
         assert_eq!(status.reference, "registry.example/a");
     }
     bench.end("a", "done");
-    assert_eq!((one.await.unwrap().unwrap(), two.await.unwrap().unwrap()), (image(), image()));
+    let (one, two) = (one.await.unwrap().unwrap(), two.await.unwrap().unwrap());
+    assert_eq!((&one.image, &two.image), (&bench.image(), &bench.image()));
     for container in ["c1", "c2"] {
         assert_eq!(bench.in_phase(container, Phase::DONE).await.bytes_done, 7);
     }
@@ -134,7 +148,7 @@ async fn a_pull_goes_on_without_its_caller_and_a_retry_has_its_result() {
     let retry = bench.pull("c1", "a");
     bench.in_phase("c1", Phase::FETCHING).await;
     bench.end("a", "done");
-    assert_eq!(retry.await.unwrap().unwrap(), image());
+    assert_eq!(retry.await.unwrap().unwrap().image, bench.image());
     assert_eq!(bench.heard().await, "-a");
 }
 
@@ -154,7 +168,7 @@ async fn a_failure_reaches_all_who_wait_and_is_not_remembered() {
     let retry = bench.pull("c1", "a");
     assert_eq!(bench.heard().await, "+a");
     bench.end("a", "done");
-    assert_eq!(retry.await.unwrap().unwrap(), image());
+    assert_eq!(retry.await.unwrap().unwrap().image, bench.image());
 }
 
 #[tokio::test]
@@ -191,7 +205,7 @@ async fn an_image_wanted_early_is_joined_by_the_container_that_wants_it() {
     let joined = bench.pull("c1", "a");
     bench.in_phase("c1", Phase::FETCHING).await;
     bench.end("a", "done");
-    assert_eq!(joined.await.unwrap().unwrap(), image());
+    assert_eq!(joined.await.unwrap().unwrap().image, bench.image());
     assert_eq!(bench.heard().await, "-a");
 
     bench.pull("c2", "b");
@@ -202,7 +216,7 @@ async fn an_image_wanted_early_is_joined_by_the_container_that_wants_it() {
     let retry = bench.pull("c2", "b");
     assert_eq!(bench.heard().await, "+b");
     bench.end("b", "done");
-    assert_eq!(retry.await.unwrap().unwrap(), image());
+    assert_eq!(retry.await.unwrap().unwrap().image, bench.image());
 }
 
 #[tokio::test]
@@ -242,4 +256,64 @@ async fn a_line_that_is_too_long_takes_nobody_in_but_those_who_join() {
     bench.pull("c3", "i67");
     bench.in_phase("c3", Phase::WAITING).await;
     assert!(waiting.iter().all(|pull| !pull.is_finished()));
+}
+
+#[tokio::test]
+async fn a_pull_that_lacks_space_gets_that_of_layers_that_nobody_uses() {
+    let mut bench = Bench::new(&["a", "b"]);
+    let (used, unused) = (bench.layer("0a"), bench.layer("0b"));
+    let user = bench.pull("c1", "a");
+    assert_eq!(bench.heard().await, "+a");
+    bench.end("a", "done");
+    let user = user.await.unwrap().unwrap();
+    assert_eq!(bench.heard().await, "-a");
+
+    let other = bench.pull("c2", "b");
+    for (begins, ends, how) in [("+b", "-b", "full"), ("+b", "-b", "done")] {
+        assert_eq!(bench.heard().await, begins);
+        bench.end("b", how);
+        assert_eq!(bench.heard().await, ends);
+    }
+    other.await.unwrap().unwrap();
+    assert!(used.exists() && !unused.exists());
+
+    drop(user);
+    let last = bench.pull("c3", "b");
+    for _ in 0..2 {
+        assert_eq!(bench.heard().await, "+b");
+        bench.end("b", "full");
+        assert_eq!(bench.heard().await, "-b");
+    }
+    assert!(crate::chain(&last.await.unwrap().unwrap_err()).ends_with("no space"));
+    assert!(!used.exists());
+}
+
+#[tokio::test]
+async fn the_layers_of_an_image_wanted_early_stay_until_a_container_has_had_it() {
+    let rules = Rules { prefetch: vec!["registry.example/a".into()], ..Rules::default() };
+    let mut bench = Bench::with(&["a", "b"], Duration::from_secs(600), rules);
+    let layer = bench.layer("0a");
+    let full = async |bench: &mut Bench, times: usize| {
+        let pull = bench.pull("c1", "b");
+        for _ in 0..times {
+            assert_eq!(bench.heard().await, "+b");
+            bench.end("b", "full");
+            assert_eq!(bench.heard().await, "-b");
+        }
+        assert!(pull.await.unwrap().is_err());
+    };
+    bench.pulls.prefetch();
+    assert_eq!(bench.heard().await, "+a");
+    bench.end("a", "done");
+    assert_eq!(bench.heard().await, "-a");
+    full(&mut bench, 1).await;
+    assert!(layer.exists());
+
+    let had = bench.pull("c2", "a");
+    assert_eq!(bench.heard().await, "+a");
+    bench.end("a", "done");
+    assert_eq!(bench.heard().await, "-a");
+    drop(had.await.unwrap().unwrap());
+    full(&mut bench, 2).await;
+    assert!(!layer.exists());
 }

@@ -6,6 +6,7 @@
 
 mod directory;
 mod flight;
+mod layers;
 mod options;
 mod overlay;
 pub mod pull;
@@ -23,6 +24,7 @@ use nacre_pull::Image;
 use rustix::mount::{UnmountFlags, mount, unmount};
 
 use directory::Directory;
+use layers::Pulled;
 use options::Options;
 use pull::{PullError, Pulls};
 
@@ -83,7 +85,7 @@ impl Error {
 
     /// Whether the image policy does not allow it.
     pub fn is_denied(&self) -> bool {
-        matches!(self, Error::Pull(PullError::Engine { source, .. }) if source.kind() == nacre_pull::Kind::Denied)
+        matches!(self, Error::Pull(error) if error.kind() == Some(nacre_pull::Kind::Denied))
     }
 
     /// Whether time ran out.
@@ -118,7 +120,7 @@ pub struct Context<'a> {
 #[derive(Debug, Default)]
 pub struct Prepared {
     undo: Vec<Undo>,
-    image: Option<Image>,
+    pulled: Option<Arc<Pulled>>,
     rootfs: Option<PathBuf>,
 }
 
@@ -154,7 +156,7 @@ pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prep
 impl Prepared {
     /// The image that was pulled, if one was.
     pub fn image(&self) -> Option<&Image> {
-        self.image.as_ref()
+        self.pulled.as_ref().map(|pulled| &pulled.image)
     }
 
     /// Where the pulled image's file system is mounted.
@@ -188,23 +190,23 @@ impl Prepared {
     }
 
     async fn pull(&mut self, storage: &Storage, context: &Context<'_>) -> Result<(), Error> {
-        if self.image.is_some() {
+        if self.pulled.is_some() {
             return Err(invalid(storage, "a container has one image"));
         }
         let mount_point = match storage.mount_point.as_str() {
             "" => Path::new(CONTAINERS).join(context.owner).join("rootfs"),
             _ => checked_path(storage)?,
         };
-        let image = context.pulls.pull(context.owner, &storage.source).await?;
+        let pulled = context.pulls.pull(context.owner, &storage.source).await?;
         // What exists from here on is undone by `self`.
         let scratch = context.scratch.join(context.owner);
         let upper = Directory::make(&scratch)?;
         self.undo.push(Undo::Tree(scratch.clone()));
         let target = Directory::make(&mount_point)?;
         self.undo.push(Undo::Empty(mount_point.clone()));
-        overlay::mount(&image.layers, &upper, &scratch, &target, &mount_point)?;
+        overlay::mount(&pulled.image.layers, &upper, &scratch, &target, &mount_point)?;
         self.undo.push(Undo::Mount(mount_point.clone()));
-        self.image = Some(image);
+        self.pulled = Some(pulled);
         self.rootfs = Some(mount_point);
         Ok(())
     }

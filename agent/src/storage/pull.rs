@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nacre_protocol::nacre::{PullStatus, SetRegistryAccessRequest};
-use nacre_pull::{Auth, Image, Request};
+use nacre_pull::{Auth, Request};
 use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::flight::{self, Flights, State};
+use super::layers::Pulled;
 use super::rules::Rules;
 
 /// The longest image reference.
@@ -75,6 +76,14 @@ pub enum PullError {
 }
 
 impl PullError {
+    /// Whose fault it was, if the engine says so.
+    pub(super) fn kind(&self) -> Option<nacre_pull::Kind> {
+        match self {
+            PullError::Engine { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
     /// Whether the worker was ended, and did not end by itself: that leaves nothing.
     pub(super) fn leaves_remains(&self) -> bool {
         use nacre_pull::client::Error;
@@ -141,6 +150,8 @@ pub struct Pulls {
     flights: Arc<Flights>,
     watched: Mutex<HashMap<String, watch::Sender<PullStatus>>>,
     registries: Mutex<HashMap<String, Access>>,
+    /// Images that are wanted early and that no container has had yet.
+    early: Mutex<HashMap<String, Option<Arc<Pulled>>>>,
 }
 
 #[derive(Clone, Default)]
@@ -161,7 +172,8 @@ impl Pulls {
     pub fn new(settings: Settings) -> Arc<Pulls> {
         let settings = Arc::new(settings);
         let flights = Flights::new(settings.clone());
-        Arc::new(Pulls { settings, flights, watched: Mutex::default(), registries: Mutex::default() })
+        let (watched, registries, early) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Pulls { settings, flights, watched, registries, early })
     }
 
     /// From now on reach a registry as `request` says.
@@ -183,13 +195,16 @@ impl Pulls {
     }
 
     /// Pull `reference` for `container`. Dropping the future does not end the pull: whoever asks again joins it.
-    pub async fn pull(&self, container: &str, reference: &str) -> Result<Image, PullError> {
+    pub async fn pull(&self, container: &str, reference: &str) -> Result<Arc<Pulled>, PullError> {
         check_reference(reference)?;
         let mut flight = self.flights.join(self.request(reference));
         loop {
             let State { status, result } = flight.borrow_and_update().clone();
             self.tell(container, status);
             if let Some(result) = result {
+                if result.is_ok() {
+                    lock(&self.early).remove(reference);
+                }
                 return result;
             }
             if flight.changed().await.is_err() {
@@ -199,21 +214,33 @@ impl Pulls {
     }
 
     /// Begin to pull the images that are wanted early. One that fails is told in the log; a container that wants it asks anew.
-    pub fn prefetch(&self) {
+    pub fn prefetch(self: &Arc<Self>) {
         for reference in &self.settings.rules.prefetch {
             if let Err(error) = check_reference(reference) {
                 tracing::warn!(error = crate::chain(&error), "not pulled early");
                 continue;
             }
-            let mut flight = self.flights.join(self.request(reference));
+            lock(&self.early).insert(reference.clone(), None);
+            let (pulls, mut flight) = (self.clone(), self.flights.join(self.request(reference)));
             tokio::spawn(async move {
                 // No end comes only when the agent itself ends.
                 let Ok(state) = flight.wait_for(|state| state.result.is_some()).await else { return };
-                match &state.result {
-                    Some(Err(error)) => tracing::warn!(error = crate::chain(error), "not pulled early"),
-                    _ => tracing::info!(image = state.status.reference, "pulled early"),
-                }
+                pulls.has_come_early(&state);
             });
+        }
+    }
+
+    /// The image stays until a container has had it, unless one has it already.
+    fn has_come_early(&self, State { status, result }: &State) {
+        match result {
+            Some(Ok(pulled)) => {
+                tracing::info!(image = status.reference, "pulled early");
+                if let Some(early) = lock(&self.early).get_mut(&status.reference) {
+                    *early = Some(pulled.clone());
+                }
+            }
+            Some(Err(error)) => tracing::warn!(error = crate::chain(error), "not pulled early"),
+            None => {}
         }
     }
 
@@ -273,6 +300,11 @@ impl Pulls {
             return None;
         }
         Some(watched.entry(container.into()).or_default().clone())
+    }
+
+    #[cfg(test)]
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Pulls whose worker fails at once.
