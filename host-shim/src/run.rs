@@ -89,6 +89,7 @@ async fn bring_up(
         accelerator: choice.accelerator,
         cpus: run.cpus.whole(),
         memory: run.memory,
+        disks: Vec::new(),
         kernel_args: vec![format!("agent.image_pull_timeout={}", run.pull_timeout.as_secs())],
     };
     let deadline = Deadline::now() + run.boot_timeout;

@@ -31,6 +31,32 @@ const TSC_WINDOW: Duration = Duration::from_millis(10);
 /// The QEMU program, as Debian names it.
 const QEMU: &str = "qemu-system-x86_64";
 
+/// A disk of the VM's: a file of the host.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// By which the guest knows it; at most 20 bytes are seen there.
+    pub serial: String,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+}
+
+impl Disk {
+    /// Nothing on it outlives the VM, so the host need not write it through: `unsafe` is only said of a host that loses power.
+    fn arguments(&self) -> [String; 4] {
+        let (serial, read_only) = (&self.serial, if self.read_only { "on" } else { "off" });
+        // A comma ends a value there, and two are one.
+        let path = self.path.display().to_string().replace(',', ",,");
+        [
+            "-drive".into(),
+            format!("if=none,id={serial},format=raw,cache=unsafe,readonly={read_only},file={path}"),
+            "-device".into(),
+            format!("virtio-blk-device,drive={serial},serial={serial}"),
+        ]
+    }
+}
+
 /// What a VM is to be.
 #[derive(Debug, Clone)]
 pub struct VmSpec {
@@ -44,6 +70,8 @@ pub struct VmSpec {
     pub cpus: u8,
     /// How much memory.
     pub memory: Size,
+    /// Its disks.
+    pub disks: Vec<Disk>,
     /// More words for the kernel's command line.
     pub kernel_args: Vec<String>,
 }
@@ -113,7 +141,9 @@ impl VmSpec {
             "virtio-rng-device",
         ]
         .map(String::from)
-        .to_vec()
+        .into_iter()
+        .chain(self.disks.iter().flat_map(Disk::arguments))
+        .collect()
     }
 }
 
@@ -251,6 +281,7 @@ mod tests {
             accelerator,
             cpus: 2,
             memory: Size::mib(512),
+            disks: vec![Disk { path: "/a,b".into(), serial: "one".into(), read_only: true }],
             kernel_args: vec!["agent.log=debug".into()],
         }
     }
@@ -271,6 +302,7 @@ mod tests {
             "memory-backend-memfd,id=memory,size=512M,share=on",
             "-kernel /k -initrd /i",
             "socket,id=vsock,path=/run/nacre/a/vhost.sock",
+            "if=none,id=one,format=raw,cache=unsafe,readonly=on,file=/a,,b -device virtio-blk-device,drive=one,serial=one",
         ] {
             assert!(arguments.contains(expected), "{expected}: {arguments}");
         }

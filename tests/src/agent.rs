@@ -152,6 +152,7 @@ impl Guest {
             accelerator: Accelerator::Tcg,
             cpus: 1,
             memory: Size::mib(512),
+            disks: Vec::new(),
             kernel_args: words.iter().map(ToString::to_string).collect(),
         };
         let vm = Vm::boot(&spec, Instant::now() + 3 * UP_WITHIN).await?;
