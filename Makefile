@@ -24,7 +24,7 @@ VSOCK         := $(DIST)/libexec/nacre/vhost-device-vsock
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
             linux-source-6.12 flex bison bc libelf-dev xz-utils lz4 zstd rsync \
             squashfs-tools ca-certificates \
-            qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils runc crun \
+            qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils gpg gpg-agent runc crun \
             podman conmon containerd umoci
 
 # A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic. Packed relocations are three

@@ -68,6 +68,9 @@ pub struct Request {
     /// Which images may be used, in the form of containers-policy.json(5); without one, any.
     #[serde(default)]
     pub policy: Option<String>,
+    /// Where signatures by GPG are kept: the files of a containers-registries.d(5).
+    #[serde(default)]
+    pub lookaside: Vec<String>,
     /// Refuse a name without a digest.
     #[serde(default)]
     pub require_digest: bool,

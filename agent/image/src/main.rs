@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const HELP: &str = "\
 Pulls an image: verified, unpacked layers in a directory, and its configuration as JSON on standard output.
 
   nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE | --auth-file FILE] [--registries-conf FILE]
-                  [--policy FILE] [--require-digest] [--decryption-key FILE]... [--key-providers FILE]
+                  [--policy FILE] [--registries-d DIR] [--require-digest] [--decryption-key FILE]... [--key-providers FILE]
                   [--insecure] [--skopeo] [--silence SECONDS] REFERENCE
   nacre-pull worker [SECONDS]
   nacre-pull proxy experimental-image-proxy
@@ -29,6 +29,7 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
                       programs that unwrap the keys of encrypted layers: ocicrypt's configuration
   --insecure          take any certificate, or none
   --policy FILE       which images may be used: containers-policy.json(5)
+  --registries-d DIR  where signatures by GPG are kept: containers-registries.d(5)
   --require-digest    refuse a name without a digest
   --skopeo            let skopeo (1.19 or later) talk to the registry
   --silence SECONDS   how long the registry may send nothing; the default is 30
@@ -73,6 +74,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
         decryption_keys: Vec::new(),
         key_providers: None,
         policy: None,
+        lookaside: Vec::new(),
         require_digest: false,
         server: Server::Own,
     };
@@ -85,6 +87,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
             "--decryption-key" => request.decryption_keys.push(read(&value()?)?),
             "--key-providers" => request.key_providers = Some(read(&value()?)?),
             "--require-digest" => request.require_digest = true,
+            "--registries-d" => request.lookaside = nacre_pull::access::lookaside::read(Path::new(&value()?))?,
             "--policy" => request.policy = Some(read(&value()?)?),
             "--skopeo" => request.server = Server::Skopeo,
             "--insecure" => request.skip_tls_verification = true,

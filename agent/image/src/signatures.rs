@@ -5,6 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,14 +14,18 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
+use crate::access::lookaside::Lookaside;
 use crate::error::{Error, Kind, Result};
-use crate::policy::{Named, Policy, Signature};
+use crate::policy::{Named, Policy, Signature, Wanted};
 use crate::registry::{Access, Found};
 use crate::stream::Watched;
-use crate::{Request, reference};
+use crate::{Request, limited, reference};
 
 /// The most that is read of signatures.
 const MAX_ANSWER: u64 = 64 << 20;
+
+/// The most signatures of a manifest in a store that is a directory.
+const MAX_LOCAL: usize = 64;
 
 /// How many silences of the registry all signatures may take.
 const PATIENCE: u32 = 4;
@@ -32,6 +37,7 @@ struct Evidence {
     manifests: Vec<String>,
     legacy: Vec<Legacy>,
     bundles: Vec<String>,
+    gpg: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -86,14 +92,18 @@ pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -
     let policy = policy.unwrap_or_else(Policy::accept_all);
     let named = Named::parse(&request.reference).map_err(|error| bad(&error))?;
     let denied = |error: crate::policy::Denied| Error::new(Kind::Denied, error.to_string());
-    let signed = policy.needs_signatures(&named);
-    if !signed && pinned.is_none_or(|digest| digest == found.manifest_digest) {
+    let wanted = policy.wanted(&named);
+    if wanted == Wanted::default() && pinned.is_none_or(|digest| digest == found.manifest_digest) {
         return policy.judge(&named, &found.bytes, &[]).map_err(denied);
     }
-    let evidence = find(request, signed, silence).await?;
+    let store = if wanted.gpg { store(request, &named)? } else { None };
+    let evidence = find(request, wanted.sigstore, store.as_deref(), silence).await?;
     let manifests = evidence.manifests.iter().map(|text| decode(text)).collect::<Result<Vec<_>>>()?;
     check_way(request, found, &manifests)?;
-    let signatures = signatures(&evidence)?;
+    let mut signatures = signatures(&evidence)?;
+    if let Some(dir) = store.as_deref().and_then(|store| store.strip_prefix("file://")) {
+        signatures.extend(local(dir, &manifests)?);
+    }
     // Either the index is vouched for, or the image that it leads to.
     let mut result = Ok(());
     for manifest in manifests.iter().rev() {
@@ -105,12 +115,37 @@ pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -
     result
 }
 
-/// Has a server of our own find how the name leads to the image and, if `signed`, what vouches for it.
-async fn find(request: &Request, signed: bool, silence: Duration) -> Result<Evidence> {
+/// Where signatures of the image by GPG are: this, and `@sha256=…/signature-N` for each of its manifests.
+fn store(request: &Request, named: &Named) -> Result<Option<String>> {
+    let (lookaside, scopes) = (Lookaside::parse(&request.lookaside)?, named.pulled().scopes());
+    let store = lookaside.store(scopes.iter().map(String::as_str));
+    Ok(store.map(|store| format!("{store}/{}", named.path())))
+}
+
+/// The signatures of a store that is a directory here.
+fn local(dir: &str, manifests: &[Vec<u8>]) -> Result<Vec<Signature>> {
+    let mut found = Vec::new();
+    for manifest in manifests {
+        let dir = format!("{dir}@sha256={}", hex::encode(Sha256::digest(manifest)));
+        for number in 1..=MAX_LOCAL {
+            let path = Path::new(&dir).join(format!("signature-{number}"));
+            if !path.exists() {
+                break;
+            }
+            found.push(Signature::Gpg(limited::read(&path, limited::MAX_TEXT)?));
+        }
+    }
+    Ok(found)
+}
+
+/// Has a server of our own find how the name leads to the image and what vouches for it: if `signed`, beside it in its registry; and in `store`.
+async fn find(request: &Request, signed: bool, store: Option<&str>, silence: Duration) -> Result<Evidence> {
     let access = Access::prepare(request)?;
     let command = access.server(silence)?;
     let name = reference::transport(&request.reference);
-    let asked = tokio::task::spawn_blocking(move || ask(command, &name, signed, silence));
+    let store = store.filter(|store| store.starts_with("https://")).unwrap_or_default();
+    let question = [name.as_str(), if signed { "signed" } else { "" }, store].map(String::from);
+    let asked = tokio::task::spawn_blocking(move || ask(command, &question, silence));
     let answer = asked.await.map_err(|error| Error::new(Kind::Internal, format!("fetch signatures: {error}")))??;
     drop(access);
     serde_json::from_slice(&answer)
@@ -122,7 +157,9 @@ fn signatures(evidence: &Evidence) -> Result<Vec<Signature>> {
         let payload = decode(&signature.payload)?;
         Ok(Signature::Legacy { payload, signature_base64: signature.signature.clone() })
     });
-    legacy.chain(evidence.bundles.iter().map(|bundle| decode(bundle).map(Signature::Bundle))).collect()
+    let bundles = evidence.bundles.iter().map(|bundle| decode(bundle).map(Signature::Bundle));
+    let gpg = evidence.gpg.iter().map(|message| decode(message).map(Signature::Gpg));
+    legacy.chain(bundles).chain(gpg).collect()
 }
 
 fn decode(text: &str) -> Result<Vec<u8>> {
@@ -152,8 +189,8 @@ fn check_way(request: &Request, found: &Found, manifests: &[Vec<u8>]) -> Result<
     Ok(())
 }
 
-/// Has a server of our own, started as `command`, find what vouches for the image `name`.
-fn ask(mut command: Command, name: &str, signed: bool, silence: Duration) -> Result<Vec<u8>> {
+/// Has a server of our own, started as `command`, find what vouches for an image.
+fn ask(mut command: Command, question: &[String; 3], silence: Duration) -> Result<Vec<u8>> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let fail = |error: rustix::io::Errno| Error::system("start the registry client", error);
     let (ours, theirs) =
@@ -162,8 +199,7 @@ fn ask(mut command: Command, name: &str, signed: bool, silence: Duration) -> Res
     command.stdin(Stdio::from(theirs)).stdout(Stdio::from(write)).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| Error::system("start the registry client", error))?;
     drop(command); // which holds the pipe's other end
-    let packet =
-        serde_json::json!({ "method": "FindEvidence", "args": [name, if signed { "signed" } else { "" }] }).to_string();
+    let packet = serde_json::json!({ "method": "FindEvidence", "args": question }).to_string();
     std::fs::File::from(ours.try_clone().map_err(|error| Error::system("ask the registry client", error))?)
         .write_all(packet.as_bytes())
         .map_err(|error| Error::system("ask the registry client", error))?;

@@ -1,6 +1,7 @@
 //! Pulls from real registries, by the worker as the agent starts it.
 
 mod fixture;
+mod gpg;
 mod ocicrypt;
 
 use std::fs;
@@ -36,6 +37,7 @@ fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
         auth_file: None,
         registries: None,
         policy: None,
+        lookaside: Vec::new(),
         decryption_keys: Vec::new(),
         key_providers: None,
         require_digest: false,

@@ -257,6 +257,7 @@ impl Pulls {
             auth_file: if is_the_hosts { None } else { self.settings.rules.auth_file.clone() },
             registries: self.settings.rules.registries.clone(),
             policy: self.settings.rules.policy.clone(),
+            lookaside: self.settings.rules.lookaside.clone(),
             require_digest: self.settings.rules.require_digest,
             decryption_keys: Vec::new(),
             key_providers: None,

@@ -10,6 +10,7 @@ use crate::config::{Config, prefetch};
 /// Where the rules are, unless the kernel's command line names another file.
 const POLICY: &str = "/etc/containers/policy.json";
 const REGISTRIES: &str = "/etc/containers/registries.conf";
+const REGISTRIES_D: &str = "/etc/containers/registries.d";
 const AUTH: &str = "/etc/containers/auth.json";
 const PREFETCH: &str = "/etc/nacre/prefetch";
 
@@ -24,6 +25,8 @@ const REJECT: &str = r#"{"default":[{"type":"reject"}]}"#;
 pub struct Rules {
     /// containers-policy.json(5); without one any image is admitted.
     pub policy: Option<String>,
+    /// The files of containers-registries.d(5).
+    pub lookaside: Vec<String>,
     /// Whether images must be named by digest.
     pub require_digest: bool,
     /// containers-registries.conf(5).
@@ -51,7 +54,9 @@ impl Rules {
         let policy = read(&config.image_policy_file, POLICY);
         let registries = read(&None, REGISTRIES);
         let auth_file = read(&config.image_registry_auth, AUTH);
-        let readable = policy.is_ok() && registries.is_ok() && auth_file.is_ok();
+        let lookaside = nacre_pull::access::lookaside::read(&root.join(REGISTRIES_D.trim_start_matches('/')));
+        let lookaside = lookaside.inspect_err(|error| tracing::error!("no image is admitted: {error}"));
+        let readable = lookaside.is_ok() && policy.is_ok() && registries.is_ok() && auth_file.is_ok();
         let policy = if readable { policy.unwrap_or_default() } else { Some(REJECT.into()) };
         if policy.is_none() {
             tracing::warn!("IMAGE POLICY: ANY IMAGE: this is a development image");
@@ -60,6 +65,7 @@ impl Rules {
         let environment = [variable("HTTPS_PROXY", &config.https_proxy), variable("NO_PROXY", &config.no_proxy)];
         Rules {
             policy,
+            lookaside: lookaside.unwrap_or_default(),
             require_digest: config.require_image_digest,
             registries: registries.unwrap_or_default(),
             auth_file: auth_file.unwrap_or_default(),

@@ -113,7 +113,10 @@ fn a_requirement_is_refused_for_any_field_that_is_wrong() {
 fn what_cannot_be_judged_is_denied() {
     let rekor = r#""rekorPublicKeyPath":"/rekor.pub""#;
     for (fields, why) in [
-        (r#""type":"signedBy","keyType":"GPGKeys","keyPath":"/none""#.to_string(), "signedBy is not supported"),
+        (
+            r#""type":"signedBy","keyType":"X509Certificates","keyPath":"/none""#.to_string(),
+            "signedBy with the keyType X509Certificates is not supported",
+        ),
         (
             r#""type":"signedBaseLayer","baseLayerIdentity":{"type":"matchExact"}"#.into(),
             "signedBaseLayer is not supported",
@@ -138,7 +141,7 @@ fn what_cannot_be_judged_is_denied() {
         let start =
             "docker.io/library/busybox:latest: the image policy for everything (default) denies it: requirement 2 (";
         assert!(said.starts_with(start) && said.ends_with(why), "{said}");
-        assert!(!policy.needs_signatures(&Named::parse("busybox").unwrap()));
+        assert!(!policy.wanted(&Named::parse("busybox").unwrap()).sigstore);
     }
 }
 
@@ -147,5 +150,5 @@ fn the_two_plain_policies_say_yes_and_no() {
     let image = Named::parse("busybox").unwrap();
     assert!(Policy::accept_all().judge(&image, b"", &[]).is_ok());
     assert!(Policy::reject_all().judge(&image, b"", &[]).is_err());
-    assert!(!Policy::accept_all().needs_signatures(&image) && !Policy::reject_all().needs_signatures(&image));
+    assert!(!Policy::accept_all().wanted(&image).sigstore && !Policy::reject_all().wanted(&image).sigstore);
 }

@@ -8,10 +8,12 @@
 //! from. That the manifest is the one which this name means is for the caller to see to: that its digest is the name's,
 //! or stands in the index which has the name's digest.
 
+mod gpg;
 mod identity;
 mod json;
 mod key;
 mod named;
+mod payload;
 mod requirement;
 mod sigstore;
 
@@ -25,16 +27,20 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::time::SystemTime;
 
 pub use named::{BadName, Named};
-pub use sigstore::Signature;
 
 use json::quoted;
+use payload::{Image, Kind};
 use requirement::Requirement;
 
 /// The most bytes of a policy, and of the file of a key.
 const MAX_POLICY: usize = 1 << 20;
 const MAX_KEY: u64 = 64 << 10;
+
+/// The longest signature. A bundle holds its payload, certificates and proofs from a log.
+const MAX_SIGNATURE: usize = 1 << 20;
 
 /// The most signatures of an image that are looked at.
 const MAX_SIGNATURES: usize = 128;
@@ -83,6 +89,40 @@ pub struct Denied {
     why: String,
 }
 
+/// A signature as it is found.
+#[derive(Debug, Clone)]
+pub enum Signature {
+    /// Of the tag `sha256-….sig`: a layer, and its annotation `dev.cosignproject.cosign/signature`.
+    Legacy {
+        /// The layer's bytes, which are what is signed.
+        payload: Vec<u8>,
+        /// The signature.
+        signature_base64: String,
+    },
+    /// A Sigstore bundle, one of the manifest's referrers.
+    Bundle(Vec<u8>),
+    /// A signed OpenPGP message of a signature store.
+    Gpg(Vec<u8>),
+}
+
+impl Signature {
+    fn length(&self) -> usize {
+        match self {
+            Signature::Legacy { payload, signature_base64 } => payload.len().max(signature_base64.len()),
+            Signature::Bundle(bytes) | Signature::Gpg(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// Which signatures a policy asks for, so that they must be found before an image is judged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Those that are stored beside the image in its registry.
+    pub sigstore: bool,
+    /// Those of the image's signature store.
+    pub gpg: bool,
+}
+
 /// A policy.
 #[derive(Debug)]
 pub struct Policy {
@@ -120,10 +160,13 @@ impl Policy {
         parse(json, read).map_err(Error::Malformed)
     }
 
-    /// Whether the policy asks for signatures of this image, so that they must be fetched before it is judged.
-    pub fn needs_signatures(&self, named: &Named) -> bool {
+    /// Which signatures of this image must be found before it is judged.
+    pub fn wanted(&self, named: &Named) -> Wanted {
         let (_, requirements) = self.requirements(&named.pulled());
-        requirements.iter().any(|requirement| matches!(requirement, Requirement::SigstoreSigned { .. }))
+        Wanted {
+            sigstore: requirements.iter().any(|requirement| matches!(requirement, Requirement::SigstoreSigned { .. })),
+            gpg: requirements.iter().any(|requirement| matches!(requirement, Requirement::SignedBy { .. })),
+        }
     }
 
     /// Judges the image that was asked for by this name and has this manifest.
@@ -133,7 +176,7 @@ impl Policy {
     pub fn judge(&self, named: &Named, manifest: &[u8], signatures: &[Signature]) -> Result<(), Denied> {
         let pulled = named.pulled();
         let (scope, requirements) = self.requirements(&pulled);
-        let image = sigstore::Image::new(&pulled, manifest);
+        let image = Image::new(&pulled, manifest);
         for (index, requirement) in requirements.iter().enumerate() {
             check(requirement, &image, signatures).map_err(|why| Denied {
                 image: pulled.to_string(),
@@ -205,18 +248,38 @@ fn read_key(path: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn check(requirement: &Requirement, image: &sigstore::Image<'_>, signatures: &[Signature]) -> Result<(), String> {
-    let (keys, identity) = match requirement {
-        Requirement::AcceptAnything => return Ok(()),
-        Requirement::Reject => return Err("no image may be used".into()),
-        Requirement::Unsupported(why) => return Err(why.clone()),
-        Requirement::SigstoreSigned { keys, identity } => (keys, identity),
-    };
+fn check(requirement: &Requirement, image: &Image<'_>, signatures: &[Signature]) -> Result<(), String> {
+    match requirement {
+        Requirement::AcceptAnything => Ok(()),
+        Requirement::Reject => Err("no image may be used".into()),
+        Requirement::Unsupported(why) => Err(why.clone()),
+        Requirement::SigstoreSigned { keys, identity } => one_of(signatures, |signature| match signature {
+            Signature::Gpg(_) => None,
+            other => Some(sigstore::verify(other, keys, identity, image)),
+        }),
+        Requirement::SignedBy { keyrings, identity } => {
+            let now = SystemTime::now();
+            one_of(signatures, |signature| {
+                let Signature::Gpg(message) = signature else { return None };
+                let payload = gpg::verify(message, keyrings, now);
+                Some(payload.and_then(|payload| payload::verify(&payload, Kind::Gpg, identity, image)))
+            })
+        }
+    }
+}
+
+/// Whether one of the signatures is good; `verify` knows those that are of another kind.
+fn one_of(signatures: &[Signature], verify: impl Fn(&Signature) -> Option<Result<(), String>>) -> Result<(), String> {
     let mut faults = Vec::new();
     for signature in signatures.iter().take(MAX_SIGNATURES) {
-        match sigstore::verify(signature, keys, identity, image) {
-            Ok(()) => return Ok(()),
-            Err(why) => faults.push(why),
+        let verdict = match signature.length() {
+            0..=MAX_SIGNATURE => verify(signature),
+            _ => Some(Err("it is too large".into())),
+        };
+        match verdict {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(why)) => faults.push(why),
+            None => {}
         }
     }
     if faults.is_empty() {
@@ -230,5 +293,5 @@ fn check(requirement: &Requirement, image: &sigstore::Image<'_>, signatures: &[S
     });
     let told = told.collect::<Vec<_>>().join("; ");
     let more = if faults.len() > MAX_TOLD { "; …" } else { "" };
-    Err(format!("none of {} signatures is good: {told}{more}", signatures.len()))
+    Err(format!("none of {} signatures is good: {told}{more}", faults.len()))
 }

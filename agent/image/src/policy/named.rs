@@ -65,13 +65,18 @@ impl Named {
 
     /// What a pull of this name asks for: the digest, else the tag, else the tag `latest`. A tag beside a digest
     /// decides nothing, so it must not lead to another scope either.
-    pub(super) fn pulled(&self) -> Named {
+    pub(crate) fn pulled(&self) -> Named {
         let tag = match (&self.tag, &self.digest) {
             (_, Some(_)) => None,
             (None, None) => Some("latest".to_string()),
             (tag, None) => tag.clone(),
         };
         Named { tag, ..self.clone() }
+    }
+
+    /// The repository's path on its host.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
     }
 
     /// Host and path: the repository.
@@ -106,7 +111,7 @@ impl Named {
 
     /// The scopes that hold for it, the closest first: itself, its repository, what that is in, the host, and the
     /// domains the host is in.
-    pub(super) fn scopes(&self) -> Vec<String> {
+    pub(crate) fn scopes(&self) -> Vec<String> {
         let mut scopes = vec![self.to_string()];
         let mut name = Some(self.repository());
         while let Some(scope) = name {

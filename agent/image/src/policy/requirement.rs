@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::gpg::Keyring;
 use super::identity::Identity;
 use super::json::{Fields, Result, Value, quoted};
 use super::key::Key;
@@ -16,6 +17,8 @@ pub(super) enum Requirement {
     Reject,
     /// A signature by one of the keys, for the image.
     SigstoreSigned { keys: Vec<Key>, identity: Identity },
+    /// A message signed by a key of one of the files, for the image.
+    SignedBy { keyrings: Vec<Keyring>, identity: Identity },
     /// A demand that is well formed and can't be judged here. No image meets it.
     Unsupported(String),
 }
@@ -46,7 +49,7 @@ impl Requirement {
             "insecureAcceptAnything" => Requirement::AcceptAnything,
             "reject" => Requirement::Reject,
             "sigstoreSigned" => sigstore_signed(&mut fields, read)?,
-            "signedBy" => signed_by(&mut fields)?,
+            "signedBy" => signed_by(&mut fields, read)?,
             "signedBaseLayer" => {
                 let place = fields.place("baseLayerIdentity");
                 Identity::parse(fields.need("baseLayerIdentity")?, &place)?;
@@ -64,6 +67,7 @@ impl Requirement {
             Requirement::AcceptAnything => "insecureAcceptAnything",
             Requirement::Reject => "reject",
             Requirement::SigstoreSigned { .. } => "sigstoreSigned",
+            Requirement::SignedBy { .. } => "signedBy",
             Requirement::Unsupported(_) => "unsupported",
         }
     }
@@ -79,7 +83,8 @@ fn sigstore_signed(fields: &mut Fields, read: ReadKey<'_>) -> Result<Requirement
     let unsupported = |name: &str| Ok(Requirement::Unsupported(format!("sigstoreSigned with {name} is not supported")));
     match (keys, fulcio, pki) {
         (Some(sources), None, None) => {
-            let keys = sources.into_iter().map(|source| key(source, what, read)).collect::<Result<Vec<_>>>()?;
+            let keys =
+                sources.into_iter().map(|source| key(source, what, read, Key::from_pem)).collect::<Result<Vec<_>>>()?;
             match rekor {
                 Some(_) => unsupported("a Rekor key"),
                 None => Ok(Requirement::SigstoreSigned { keys, identity }),
@@ -94,16 +99,22 @@ fn sigstore_signed(fields: &mut Fields, read: ReadKey<'_>) -> Result<Requirement
     }
 }
 
-/// Signatures by GPG: the fields are checked, but there is nothing here to verify them.
-fn signed_by(fields: &mut Fields) -> Result<Requirement> {
-    signed_identity(fields)?;
+fn signed_by(fields: &mut Fields, read: ReadKey<'_>) -> Result<Requirement> {
+    let identity = signed_identity(fields)?;
     let kind = fields.text("keyType")?;
     let what = fields.what().to_string();
-    if !matches!(kind.as_str(), "GPGKeys" | "signedByGPGKeys" | "X509Certificates" | "signedByX509CAs") {
-        return Err(format!("{what}: the keyType {} is not known", quoted(&kind)));
+    let sources = sources(fields, "key", &["Path", "Paths", "Data"])?.ok_or(format!("{what} has no key"))?;
+    match kind.as_str() {
+        "GPGKeys" => {
+            let keyring = |source| key(source, &what, read, Keyring::parse);
+            let keyrings = sources.into_iter().map(keyring).collect::<Result<Vec<_>>>()?;
+            Ok(Requirement::SignedBy { keyrings, identity })
+        }
+        "signedByGPGKeys" | "X509Certificates" | "signedByX509CAs" => {
+            Ok(Requirement::Unsupported(format!("signedBy with the keyType {kind} is not supported")))
+        }
+        other => Err(format!("{what}: the keyType {} is not known", quoted(other))),
     }
-    sources(fields, "key", &["Path", "Paths", "Data"])?.ok_or(format!("{what} has no key"))?;
-    Ok(Requirement::Unsupported("signedBy is not supported".into()))
 }
 
 fn signed_identity(fields: &mut Fields) -> Result<Identity> {
@@ -164,15 +175,20 @@ fn sources(fields: &mut Fields, prefix: &str, suffixes: &[&str]) -> Result<Optio
     Ok(found)
 }
 
-fn key(source: Source, what: &str, read: ReadKey<'_>) -> Result<Key> {
-    let (name, pem) = match source {
+fn key<K, E: std::fmt::Display>(
+    source: Source,
+    what: &str,
+    read: ReadKey<'_>,
+    parse: impl Fn(&[u8]) -> std::result::Result<K, E>,
+) -> Result<K> {
+    let (name, bytes) = match source {
         Source::Path(path) => {
-            let pem = read(&path).map_err(|error| format!("{what}: read the key {}: {error}", quoted(&path)))?;
-            (format!("the key {}", quoted(&path)), pem)
+            let bytes = read(&path).map_err(|error| format!("{what}: read the key {}: {error}", quoted(&path)))?;
+            (format!("the key {}", quoted(&path)), bytes)
         }
-        Source::Data(pem) => ("its key data".to_string(), pem),
+        Source::Data(bytes) => ("its key data".to_string(), bytes),
     };
-    Key::from_pem(&pem).map_err(|why| format!("{what}: {name}: {why}"))
+    parse(&bytes).map_err(|why| format!("{what}: {name}: {why}"))
 }
 
 fn filled(text: String, place: &str) -> Result<String> {

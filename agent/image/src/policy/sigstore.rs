@@ -6,15 +6,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
+use super::Signature;
 use super::identity::Identity;
-use super::json::{self, Fields, Result, Value, quoted};
+use super::json::{self, Fields, Result, quoted};
 use super::key::Key;
 use super::named::Named;
+use super::payload::{self, Image, Kind};
 
-/// The longest payload or bundle. A bundle holds its payload, certificates and proofs from a log.
-const MAX_SIGNATURE: usize = 1 << 20;
-
-const LEGACY_TYPE: &str = "cosign container image signature";
 const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const STATEMENT_MEDIA_TYPE: &str = "application/vnd.in-toto+json";
@@ -22,54 +20,15 @@ const STATEMENT_MEDIA_TYPE: &str = "application/vnd.in-toto+json";
 /// types, and may be signed with the same key.
 const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
 
-/// A signature as a registry serves it.
-#[derive(Debug, Clone)]
-pub enum Signature {
-    /// Of the tag `sha256-….sig`: a layer, and its annotation `dev.cosignproject.cosign/signature`.
-    Legacy {
-        /// The layer's bytes, which are what is signed.
-        payload: Vec<u8>,
-        /// The signature.
-        signature_base64: String,
-    },
-    /// A Sigstore bundle, one of the manifest's referrers.
-    Bundle(Vec<u8>),
-}
-
-/// The image that a signature must be for.
-pub(super) struct Image<'a> {
-    /// As it is pulled.
-    named: &'a Named,
-    manifest: &'a [u8],
-    /// The manifest's digest, in SHA-256 digits.
-    digest: String,
-}
-
-impl<'a> Image<'a> {
-    pub(super) fn new(named: &'a Named, manifest: &'a [u8]) -> Image<'a> {
-        Image { named, manifest, digest: hex::encode(Sha256::digest(manifest)) }
-    }
-}
-
 /// Whether the signature is by one of the keys, and for the image.
 pub(super) fn verify(signature: &Signature, keys: &[Key], identity: &Identity, image: &Image<'_>) -> Result<()> {
-    let length = match signature {
-        Signature::Legacy { payload, signature_base64 } => payload.len().max(signature_base64.len()),
-        Signature::Bundle(bundle) => bundle.len(),
-    };
-    if length > MAX_SIGNATURE {
-        return Err("it is too large".into());
-    }
     match signature {
         Signature::Legacy { payload, signature_base64 } => {
             signed(keys, payload, &decode(signature_base64, "the signature")?)?;
-            let (digest, reference) = parse_legacy(payload)?;
-            if digest.strip_prefix("sha256:") != Some(&image.digest) {
-                return Err(format!("it is for {}", quoted(&digest)));
-            }
-            identity.accepts(image.named, &parse_name(&reference)?)
+            payload::verify(payload, Kind::Cosign, identity, image)
         }
         Signature::Bundle(bundle) => verify_bundle(bundle, keys, identity, image),
+        Signature::Gpg(_) => Err("it is made by GPG".into()),
     }
 }
 
@@ -86,32 +45,6 @@ fn decode(text: &str, what: &str) -> Result<Vec<u8>> {
 
 fn parse_name(text: &str) -> Result<Named> {
     Named::parse(text).map_err(|error| error.to_string())
-}
-
-/// Digest and name that a payload is for.
-fn parse_legacy(payload: &[u8]) -> Result<(String, String)> {
-    let mut fields = json::parse(payload)?.object("payload")?;
-    let mut critical = fields.object("critical")?;
-    let mut image = critical.object("image")?;
-    let mut identity = critical.object("identity")?;
-    let (digest, reference) = (image.text("docker-manifest-digest")?, identity.text("docker-reference")?);
-    let kind = critical.text("type")?;
-    if kind != LEGACY_TYPE {
-        return Err(format!("payload.critical.type is {}", quoted(&kind)));
-    }
-    // What else was signed is the signer's own, but it has a form.
-    match fields.need("optional")? {
-        Value::Null => {}
-        value => {
-            let mut optional = value.object("payload.optional")?;
-            optional.take("creator").map(|value| value.text("payload.optional.creator")).transpose()?;
-            if optional.take("timestamp").is_some_and(|value| !matches!(value, Value::Integer)) {
-                return Err("payload.optional.timestamp is not a whole number".into());
-            }
-        }
-    }
-    [image, identity, critical, fields].into_iter().try_for_each(Fields::done)?;
-    Ok((digest, reference))
 }
 
 fn verify_bundle(bundle: &[u8], keys: &[Key], identity: &Identity, image: &Image<'_>) -> Result<()> {

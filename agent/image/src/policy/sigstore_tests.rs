@@ -166,7 +166,7 @@ fn a_signature_of_every_kind_of_key_is_verified() {
     for (name, make, sign) in KINDS {
         let Some(signer) = Signer::new(make, sign) else { return };
         let policy = policy(&signer, ANY_REPOSITORY);
-        assert!(policy.needs_signatures(&Named::parse("h.io/a").unwrap()));
+        assert!(policy.wanted(&Named::parse("h.io/a").unwrap()).sigstore);
         let good = [
             signer.legacy(&payload("h.io/a")),
             sealed(&signer.envelope(&statement())),

@@ -6,6 +6,7 @@
 mod body;
 mod http;
 mod layout;
+mod lookaside;
 pub(crate) mod manifest;
 mod options;
 mod registry;
@@ -153,8 +154,9 @@ impl Server {
                 Ok(Reply::value(Value::Null))
             }
             "FindEvidence" => {
-                let signed = request.text(1)? == "signed";
-                print(registry::Registry::find_evidence(request.text(0)?, signed, &self.options));
+                let (signed, store) = (request.text(1)? == "signed", request.text(2)?);
+                let store = Some(store).filter(|store| !store.is_empty());
+                print(registry::Registry::find_evidence(request.text(0)?, signed, store, &self.options));
                 Ok(Reply::value(Value::Null))
             }
             other => Err(Error::new(Kind::Internal, format!("method {} is unknown", quoted(other)))),

@@ -11,6 +11,7 @@ use ureq::http::StatusCode;
 
 use super::body::{Part, Source};
 use super::http::{Failed, Http, Response, origin};
+use super::lookaside::Store;
 use super::manifest::{ACCEPTED, Found, INDEX, MAX_MANIFEST, Manifest};
 use super::options::Options;
 use crate::access::challenge::{self, Challenge};
@@ -72,11 +73,18 @@ impl Registry {
         Err(first.unwrap_or_else(|| Error::new(Kind::NotFound, format!("{reference}: it has no place"))))
     }
 
-    /// What vouches for the image `name`, which has its transport before it: how it is found and, if `signed`, its signatures.
-    pub(super) fn find_evidence(name: &str, signed: bool, options: &Options) -> Result<serde_json::Value> {
+    /// What vouches for the image `name`, which has its transport before it: how it is found; if `signed`, the signatures beside it; and those
+    /// of the signature store.
+    pub(super) fn find_evidence(
+        name: &str,
+        signed: bool,
+        store: Option<&str>,
+        options: &Options,
+    ) -> Result<serde_json::Value> {
         let reference = name.strip_prefix("docker://").unwrap_or(name);
         let (registry, manifest) = Registry::find(reference, options)?;
-        super::signatures::of(&registry, &manifest, signed)
+        let store = store.map(|store| Store::new(store, options)).transpose()?;
+        super::signatures::of(&registry, &manifest, signed, store.as_ref())
     }
 
     /// The index of what refers to a manifest; `None` from a registry that keeps none, or answers with something else.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::body::Source;
+use super::lookaside::Store;
 use super::manifest::Manifest;
 use super::registry::Registry;
 use crate::error::{Error, Kind, Result};
@@ -51,17 +52,24 @@ struct Referrer {
     artifact_type: Option<String>,
 }
 
-/// The manifests on the way to the image, the index first, and, if they are asked for, all signatures of them, as JSON with base64.
-pub(super) fn of(registry: &Registry, manifest: &Manifest, signed: bool) -> Result<Value> {
-    let mut found = Search { registry, asked: 0, bytes: 0, legacy: Vec::new(), bundles: Vec::new() };
+/// The manifests on the way to the image, the index first, and all signatures of them: those in the registry, if `signed`, and those in `store`. As JSON
+/// with base64.
+pub(super) fn of(registry: &Registry, manifest: &Manifest, signed: bool, store: Option<&Store>) -> Result<Value> {
+    let (legacy, bundles, gpg) = (Vec::new(), Vec::new(), Vec::new());
+    let mut found = Search { registry, asked: 0, bytes: 0, legacy, bundles, gpg };
     let way: Vec<&Vec<u8>> = manifest.way.iter().chain([&manifest.bytes]).collect();
-    for bytes in way.iter().filter(|_| signed) {
+    for bytes in &way {
         let hex = hex::encode(Sha256::digest(bytes));
-        found.add_legacy(&hex)?;
-        found.add_bundles(&hex)?;
+        if signed {
+            found.add_legacy(&hex)?;
+            found.add_bundles(&hex)?;
+        }
+        if let Some(store) = store {
+            found.add_stored(&hex, store)?;
+        }
     }
     let way: Vec<String> = way.iter().map(|bytes| STANDARD.encode(bytes)).collect();
-    Ok(json!({ "manifests": way, "legacy": found.legacy, "bundles": found.bundles }))
+    Ok(json!({ "manifests": way, "legacy": found.legacy, "bundles": found.bundles, "gpg": found.gpg }))
 }
 
 /// What has been found, and how much was asked for: a registry can have no end of it.
@@ -71,6 +79,7 @@ struct Search<'a> {
     bytes: u64,
     legacy: Vec<Value>,
     bundles: Vec<Value>,
+    gpg: Vec<Value>,
 }
 
 impl Search<'_> {
@@ -103,6 +112,17 @@ impl Search<'_> {
         Ok(())
     }
 
+    /// They are numbered, and end where there is no next one.
+    fn add_stored(&mut self, hex: &str, store: &Store) -> Result<()> {
+        for number in 1.. {
+            self.count()?;
+            let Some(message) = store.signature(hex, number, MAX_SIGNATURE)? else { break };
+            self.take(message.len() as u64)?;
+            self.gpg.push(json!(STANDARD.encode(message)));
+        }
+        Ok(())
+    }
+
     /// What a tag or digest stands for; nothing, if there is none.
     fn document(&mut self, name: &str) -> Result<Document> {
         self.count()?;
@@ -115,16 +135,19 @@ impl Search<'_> {
     fn blob(&mut self, layer: &Layer) -> Result<Vec<u8>> {
         crate::reference::sha256(&layer.digest)?;
         self.count()?;
-        self.bytes = self.bytes.saturating_add(layer.size);
-        if layer.size > MAX_SIGNATURE || self.bytes > MAX_ALL {
-            return Err(Error::bad_image(format!(
-                "the image's signatures have more than {MAX_SIGNATURE} or {MAX_ALL} bytes"
-            )));
-        }
+        self.take(layer.size)?;
         let mut bytes = Vec::new();
         let read = self.registry.open(&layer.digest, 0)?.reader.take(layer.size).read_to_end(&mut bytes);
         read.map_err(|error| Error::new(Kind::Stalled, format!("read a signature: try again [{error}]")))?;
         Ok(bytes)
+    }
+
+    fn take(&mut self, size: u64) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(size);
+        if size <= MAX_SIGNATURE && self.bytes <= MAX_ALL {
+            return Ok(());
+        }
+        Err(Error::bad_image(format!("the image's signatures have more than {MAX_SIGNATURE} or {MAX_ALL} bytes")))
     }
 
     fn count(&mut self) -> Result<()> {
