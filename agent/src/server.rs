@@ -22,11 +22,13 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::rpc::{self, Services};
 use crate::sandbox::{Sandbox, Settings};
+use crate::storage::place::Place;
 use crate::storage::pull::{self, Pulls, WorkerCommand};
 use crate::storage::rules::Rules;
 use crate::{init, log, network};
 
-/// Where layers and what containers write to their images are kept: on the guest's /run, which is tmpfs.
+/// Where layers and what containers write to their images are kept: on the guest's /run, which is tmpfs, unless the place is made another.
+const PLACE: &str = "/run/nacre";
 const STORE: &str = "/run/nacre/images";
 const SCRATCH: &str = "/run/nacre/scratch";
 
@@ -92,7 +94,8 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     // A plain process has a root that is not its own.
     let rules = if is_guest { Rules::of_image(Path::new("/"), &config) } else { Rules::default() };
     let worker = WorkerCommand::own_role();
-    let settings = pull::Settings { store, timeout: config.image_pull_timeout, worker, rules };
+    let (setup, place) = Place::later();
+    let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, rules };
     let scratch = PathBuf::from(SCRATCH);
     let sandbox = Sandbox::new(Settings { pipe_size: config.container_pipe_size, scratch }, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);
@@ -127,6 +130,12 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     if let Some(port) = config.ready_port {
         tokio::spawn(call_host(port));
     }
+    // Only now, for the host waits for that call. Pulls wait for this.
+    let (wanted, size) = (config.image_store, config.image_store_size);
+    tokio::task::spawn_blocking(move || match is_guest {
+        true => setup.run(Path::new(PLACE), wanted, size),
+        false => setup.as_it_is(), // the machine is somebody else's
+    });
     until_the_end(&sandbox).await?;
     server.shutdown().await.context("stop the server")
 }

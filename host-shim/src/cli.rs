@@ -133,9 +133,15 @@ pub struct Run {
     /// Processors; a fraction limits the container's share
     #[arg(long, default_value = "1", value_name = "N")]
     pub cpus: Cpus,
-    /// The VM's memory, which also holds the image
+    /// The VM's memory, which also holds the image unless there is a scratch disk
     #[arg(long, default_value = "1G", value_name = "SIZE")]
     pub memory: Size,
+    /// Give the VM a disk of this size for images and what containers write; the guest encrypts it
+    #[arg(long, value_name = "SIZE")]
+    pub scratch: Option<Size>,
+    /// Where that disk's file is made; it has no name and goes with the VM
+    #[arg(long, default_value = "/var/tmp", value_name = "DIR")]
+    pub scratch_dir: PathBuf,
     /// Certificates to trust for the image's registry (PEM)
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,

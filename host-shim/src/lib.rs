@@ -15,6 +15,7 @@ pub mod layout;
 pub mod progress;
 pub mod reference;
 pub mod run;
+pub mod scratch;
 pub mod signals;
 pub mod size;
 pub mod spec;

@@ -17,6 +17,7 @@ use crate::failure::Stopped;
 use crate::guest::{Guest, ProcessId};
 use crate::layout::Layout;
 use crate::progress::Progress;
+use crate::scratch::Scratch;
 use crate::signals::Signals;
 use crate::size::Size;
 use crate::state::{Phase, Pod, Pods};
@@ -83,13 +84,14 @@ async fn bring_up(
     let choice = accelerator::choose(run.accel)?;
     progress.now(&format!("boot: {choice}"));
     let mut watch = Watch::start();
+    let scratch = run.scratch.map(|size| Scratch::create(&run.scratch_dir, size)).transpose()?;
     let vm_spec = VmSpec {
         layout: layout.clone(),
         dir: pod.dir().to_path_buf(),
         accelerator: choice.accelerator,
         cpus: run.cpus.whole(),
         memory: run.memory,
-        disks: Vec::new(),
+        disks: scratch.iter().map(Scratch::disk).collect(),
         kernel_args: vec![format!("agent.image_pull_timeout={}", run.pull_timeout.as_secs())],
     };
     let deadline = Deadline::now() + run.boot_timeout;

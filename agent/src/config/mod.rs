@@ -3,6 +3,7 @@
 //! Parsing cannot fail: as PID 1 the agent must come up whatever the command line says, so a malformed value is
 //! reported and its default kept. The settings are made once, in `main`, and passed down.
 
+pub mod image_store;
 pub mod prefetch;
 mod words;
 
@@ -39,6 +40,10 @@ pub struct Config {
     pub image_registry_auth: Option<String>,
     /// Whether container images must be named by digest.
     pub require_image_digest: bool,
+    /// Where image layers are kept; `None` is on a scratch disk where the host has given one, in memory elsewhere.
+    pub image_store: Option<image_store::ImageStore>,
+    /// How many bytes they may take there.
+    pub image_store_size: Option<u64>,
     /// Images to pull before a container asks for them.
     pub prefetch: Vec<String>,
     /// The proxy through which registries are reached, and the hosts that are reached without it.
@@ -64,6 +69,8 @@ impl Default for Config {
             image_policy_file: None,
             image_registry_auth: None,
             require_image_digest: false,
+            image_store: None,
+            image_store_size: None,
             prefetch: Vec::new(),
             https_proxy: None,
             no_proxy: None,
@@ -102,6 +109,8 @@ const KEYS: &[(&str, Setter)] = &[
     ("agent.image_policy_file", |c, v| set(&mut c.image_policy_file, file(v))),
     ("agent.image_registry_auth", |c, v| set(&mut c.image_registry_auth, file(v))),
     ("nacre.require_image_digest", |c, v| set(&mut c.require_image_digest, flag(v))),
+    ("nacre.image_store", |c, v| set(&mut c.image_store, image_store::parse(v))),
+    ("nacre.image_store_size", |c, v| set(&mut c.image_store_size, image_store::size(v))),
     ("nacre.prefetch", |c, v| set(&mut c.prefetch, prefetch::of_value(v))),
     ("agent.https_proxy", |c, v| set(&mut c.https_proxy, text(v))),
     ("agent.no_proxy", |c, v| set(&mut c.no_proxy, text(v))),
@@ -229,7 +238,8 @@ mod tests {
             "console=hvc0 agent.log=debug agent.log_vport=1025 agent.container_pipe_size=65536 agent.image_pull_timeout=7 \
              agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
-             agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b",
+             agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
+             nacre.image_store=zram nacre.image_store_size=1G",
         );
         assert_eq!(complaints, []);
         let expected = Config {
@@ -241,6 +251,8 @@ mod tests {
             image_policy_file: Some("/etc/p.json".into()),
             image_registry_auth: Some("/etc/a.json".into()),
             require_image_digest: true,
+            image_store: Some(image_store::ImageStore::Zram),
+            image_store_size: Some(1 << 30),
             prefetch: vec!["a:1".into(), "r.example/b".into()],
             https_proxy: Some("http://proxy:3128".into()),
             no_proxy: Some("10.0.0.0/8".into()),
@@ -262,6 +274,8 @@ mod tests {
             "agent.container_pipe_size=9999999999",
             "agent.image_pull_timeout=0",
             "agent.hotplug_timeout=3s",
+            "nacre.image_store=floppy",
+            "nacre.image_store_size=big",
             "nacre.prefetch=a,,b",
             "systemd.unified_cgroup_hierarchy=maybe",
         ] {

@@ -1,6 +1,7 @@
 //! What the pod refuses, without a container being run.
 
 use super::*;
+use crate::storage::place::Place;
 use crate::storage::pull;
 use crate::storage::rules::Rules;
 
@@ -65,6 +66,7 @@ async fn images_wanted_early_are_pulled_once_the_pod_is_there() {
     let args = ["-c".into(), "echo >\"$0\"".into(), fifo.into()].into();
     let pulls = Pulls::new(pull::Settings {
         store: dir.path().into(),
+        place: Place::default(),
         timeout: Duration::from_secs(600),
         worker: pull::WorkerCommand { program: "sh".into(), args },
         rules: Rules { prefetch: vec!["a".into()], ..Rules::default() },

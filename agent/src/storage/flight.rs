@@ -121,13 +121,17 @@ impl Flight {
 
     async fn attempt(&self) -> Result<Arc<Pulled>, PullError> {
         let settings = &self.flights.settings;
+        let nowhere = |source| PullError::Place { reference: self.request.reference.clone(), source };
+        settings.place.ready().await.map_err(nowhere)?;
         let _pulling = self.flights.layers.pulling().await;
         self.tell(|status| status.phase = Phase::RESOLVING.into());
         let mut worker = settings.worker.command();
         worker.envs(settings.rules.environment.iter().map(|(name, value)| (name, value)));
         let image = nacre_pull::client::pull(worker, self.request.clone(), |event| self.event(event)).await;
         let failed = |source| PullError::Engine { reference: self.request.reference.clone(), source: Arc::new(source) };
-        image.map(|image| self.flights.layers.hold(image)).map_err(failed)
+        let pulled = image.map(|image| self.flights.layers.hold(image)).map_err(failed)?;
+        settings.place.keep().await.map_err(nowhere)?;
+        Ok(pulled)
     }
 
     fn event(&self, event: &Event) {

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 
 use super::{AT_ONCE, IN_LINE};
 use crate::storage::layers::Pulled;
+use crate::storage::place::Place;
 use crate::storage::pull::{PullError, Pulls, Settings, WorkerCommand};
 use crate::storage::rules::Rules;
 
@@ -60,7 +61,8 @@ impl Bench {
         let events = events.map(|event| serde_json::to_string(&event).unwrap().into());
         let args = ["-c".into(), SCRIPT.into(), dir.path().into()].into_iter().chain(events).collect();
         let worker = WorkerCommand { program: "sh".into(), args };
-        let pulls = Pulls::new(Settings { store: dir.path().join("store"), timeout, worker, rules });
+        let pulls =
+            Pulls::new(Settings { store: dir.path().join("store"), place: Place::default(), timeout, worker, rules });
         Bench { dir, pulls, log: BufReader::new(log).lines() }
     }
 

@@ -9,6 +9,7 @@ mod flight;
 mod layers;
 mod options;
 mod overlay;
+pub mod place;
 pub mod pull;
 pub mod rules;
 
@@ -108,7 +109,7 @@ impl Error {
 pub struct Context<'a> {
     /// A container's id, or "sandbox".
     pub owner: &'a str,
-    /// A directory on tmpfs for what is written to pulled images.
+    /// A directory for what is written to pulled images.
     pub scratch: &'a Path,
     /// The mounts of the whole agent.
     pub mounts: &'a Arc<Mounts>,

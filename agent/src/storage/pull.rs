@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::flight::{self, Flights, State};
 use super::layers::Pulled;
+use super::place::{self, Place};
 use super::rules::Rules;
 
 /// The longest image reference.
@@ -66,6 +67,14 @@ pub enum PullError {
     TooMany {
         /// The image.
         reference: String,
+    },
+    /// There is no place for it.
+    #[error("pull image {reference}")]
+    Place {
+        /// The image.
+        reference: String,
+        /// Why not.
+        source: Arc<place::Error>,
     },
     /// The agent is about to end.
     #[error("pull image {reference}: ended before it was done")]
@@ -135,6 +144,8 @@ impl WorkerCommand {
 pub struct Settings {
     /// Where unpacked layers are kept.
     pub store: PathBuf,
+    /// What that is on.
+    pub place: Place,
     /// How long one pull may take.
     pub timeout: Duration,
     /// How the worker is started.
@@ -314,6 +325,7 @@ impl Pulls {
         let worker = WorkerCommand { program: "/bin/false".into(), args: Vec::new() };
         Pulls::new(Settings {
             store: "/nonexistent".into(),
+            place: Place::default(),
             timeout: Duration::from_secs(5),
             worker,
             rules: Rules::default(),
