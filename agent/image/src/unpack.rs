@@ -15,14 +15,14 @@ use crate::error::{Error, Result};
 use tree::Tree;
 
 /// The most entries of one layer.
-const MAX_ENTRIES: usize = 4_000_000;
+pub(crate) const MAX_ENTRIES: usize = 4_000_000;
 
 /// The longest path, and the longest name, that the kernel takes.
 const MAX_PATH: usize = 4095;
 const MAX_NAME: usize = 255;
 
 /// The deepest path. Who removes a layer holds a descriptor for each directory on the way.
-const MAX_DEPTH: usize = 250;
+pub(crate) const MAX_DEPTH: usize = 250;
 
 /// Marks of the image specification (layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";

@@ -74,6 +74,22 @@ fn is_root() -> bool {
 }
 
 #[test]
+fn a_directorys_time_is_its_last_entrys_and_else_the_same_whenever_it_is_unpacked() {
+    if !is_root() {
+        return;
+    }
+    let mut later = dir("said");
+    later[136..147].copy_from_slice(b"00000000007");
+    later[148..156].fill(b' ');
+    let sum: u32 = later[..512].iter().map(|byte| u32::from(*byte)).sum();
+    later[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let (outer, result) = unpacked(&[file("made/on/the/way", "x"), dir("said"), file("said/a", "x"), later]);
+    result.unwrap();
+    let time = |path: &str| fs::metadata(outer.path().join("layer").join(path)).unwrap().mtime();
+    assert_eq!([time("."), time("made"), time("made/on"), time("said")], [0, 0, 0, 7]);
+}
+
+#[test]
 fn files_come_with_their_mode_time_and_links() {
     if !is_root() {
         return;

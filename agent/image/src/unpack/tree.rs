@@ -20,6 +20,9 @@ const MAX_TIMES: usize = 64 << 20;
 /// The largest value of an extended attribute (xattr(7)).
 const MAX_XATTR: usize = 64 << 10;
 
+/// The time of directories of which the archive says nothing: not now, for a layer is the same whenever it is unpacked.
+const UNSAID: Mtime = Mtime(0, 0);
+
 /// The layer's root, and what is to be done at its end.
 #[derive(Debug)]
 pub(super) struct Tree {
@@ -51,7 +54,8 @@ impl Tree {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = rustix::fs::open(root, flags, Mode::empty()).map_err(fail("open the layer's directory"))?;
         let depth = depth(&root)?;
-        Ok(Tree { root, depth, last: None, times: Vec::new(), times_bytes: 0, buffer: vec![0; 128 << 10] })
+        let times = vec![(b".".to_vec(), UNSAID)];
+        Ok(Tree { root, depth, last: None, times, times_bytes: 0, buffer: vec![0; 128 << 10] })
     }
 
     /// Opens a directory of the layer; what is missing of the way is made. Links are followed as a container would
@@ -86,7 +90,7 @@ impl Tree {
         rustix::fs::openat2(&self.root, os(path), flags, Mode::empty(), resolve)
     }
 
-    fn make_way(&self, names: &[Vec<u8>]) -> Result<OwnedFd> {
+    fn make_way(&mut self, names: &[Vec<u8>]) -> Result<OwnedFd> {
         let mut at = self.open_inside(&[]).map_err(fail("open the layer's directory"))?;
         for end in 1..=names.len() {
             let way = names.get(..end).unwrap_or_default();
@@ -99,6 +103,7 @@ impl Tree {
                     }
                     let mode = Mode::from_raw_mode(0o755); // whatever the umask
                     rustix::fs::chmodat(&at, os(name), mode, AtFlags::empty()).map_err(fail("make its directory"))?;
+                    self.keep_time(way.join(&b'/'), UNSAID)?;
                     self.open_inside(way).map_err(fail("open its directory"))?
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => return Err(bad("a part of its path is no directory")),
@@ -254,7 +259,8 @@ impl Tree {
     }
 
     pub(super) fn finish(self) -> Result<()> {
-        for (path, time) in self.times.iter().rev() {
+        // Of a directory's several times the last one counts, as of all else that is said of it.
+        for (path, time) in &self.times {
             // A later entry may have replaced it.
             let Ok(dir) = self.open_path(path) else { continue };
             let dir = rustix::fs::openat(&dir, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
