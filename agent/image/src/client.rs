@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 
-use crate::store::layers;
+use crate::ready::Verity;
+use crate::store::{layers, ready};
 use crate::{Event, Image, Kind, Request};
 
 /// The longest line of a worker: a configuration has at most 8 MiB, and escapes may lengthen it.
@@ -95,7 +96,7 @@ pub async fn pull(mut command: Command, request: Request, mut on_event: impl FnM
             serde_json::from_slice(&line).map_err(|error| io("understand the image puller")(error.into()))?;
         on_event(&event);
         match event {
-            Event::Done(image) => break Some(check(*image, &request.store)),
+            Event::Done(image) => break Some(check(*image, &request)),
             Event::Failed { kind, message } => break Some(Err(Error::Failed { kind, message })),
             _ => {}
         }
@@ -135,13 +136,22 @@ pub fn collect(store: &Path, used: &HashSet<PathBuf>) -> Result<usize, crate::Er
 }
 
 /// The worker has parsed what strangers sent; what it names is going to be mounted.
-fn check(image: Image, store: &Path) -> Result<Image, Error> {
-    let ours = |layer: &&PathBuf| {
+fn check(image: Image, request: &Request) -> Result<Image, Error> {
+    let unpacked = |layer: &Path| {
         let name = layer.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let digest = name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        digest && **layer == layers(store).join(&*name)
+        digest && *layer == layers(&request.store).join(&*name)
     };
-    match image.layers.iter().find(|layer| !ours(layer)) {
+    let attached = |layer: &Path, verity: &Verity| {
+        let place = ready(&request.store).join(verity.root_hash());
+        *layer == place
+            && request.attached.contains(&verity.serial())
+            && image.layers.iter().any(|named| named == layer)
+    };
+    let foreign = image.ready.iter().find(|(layer, verity)| !attached(layer, verity)).map(|(layer, _)| layer);
+    let foreign = foreign
+        .or_else(|| image.layers.iter().find(|layer| !unpacked(layer) && !image.ready.contains_key(layer.as_path())));
+    match foreign {
         Some(foreign) => Err(Error::Foreign(foreign.clone())),
         None => Ok(image),
     }
@@ -150,6 +160,7 @@ fn check(image: Image, store: &Path) -> Result<Image, Error> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     fn image(layer: &str) -> Image {
         let config = serde_json::json!({ "os": "linux", "architecture": "amd64",
@@ -158,6 +169,7 @@ pub(crate) mod tests {
             reference: "a".into(),
             manifest_digest: "sha256:0".into(),
             layers: vec![layer.into()],
+            ready: BTreeMap::new(),
             config: serde_json::from_value(config).unwrap(),
         }
     }
@@ -189,6 +201,24 @@ pub(crate) mod tests {
         let failed = Event::Failed { kind: Kind::NotFound, message: "no such image".into() };
         let (result, _) = worker(&(serde_json::to_string(&failed).unwrap() + "\n")).await;
         assert_eq!(result.unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn a_disk_that_is_not_there_or_not_asked_for_is_mounted_nowhere() {
+        let verity = Verity { root: [10; 32], blocks: 2 };
+        let place = format!("/s/ready/{}", "0a".repeat(32));
+        let answer = |layer: &str, at: &str| Image { ready: [(at.into(), verity)].into(), ..image(layer) };
+        let request = Request { attached: vec![verity.serial()], ..request() };
+        assert!(check(answer(&place, &place), &request).is_ok());
+        let other = Request { attached: vec!["0b".repeat(10)], ..request.clone() };
+        assert!(check(answer(&place, &place), &other).is_err());
+        let unpacked = format!("/s/layers/{}", "0a".repeat(32));
+        for (layer, at) in
+            [(&*unpacked, &*unpacked), (&unpacked, &place), ("/etc", "/etc"), ("/s/ready/x", "/s/ready/x")]
+        {
+            assert!(check(answer(layer, at), &request).is_err(), "{layer} {at}");
+        }
+        assert!(check(image(&place), &request).is_err());
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use oci_spec::image::{Descriptor, ImageManifest};
 
 use crate::error::{Error, Kind, Result, quoted};
 use crate::ocicrypt::{Encrypted, Keys, PrivateOptions};
+use crate::ready::{self, Known, Verity};
 use crate::reference::{self, Sha256};
 use crate::registry::Registry;
 use crate::store::Store;
@@ -117,9 +118,20 @@ fn check_type(media_type: &str) -> Result<()> {
 }
 
 impl Layer {
+    /// The digest of its archive.
+    pub(crate) fn diff_id(&self) -> &Sha256 {
+        &self.diff_id
+    }
+
     /// Compressed bytes.
     pub(crate) fn size(&self) -> u64 {
         self.blob.size()
+    }
+
+    /// What a disk must be to stand for it, if a trusted source says so. An encrypted layer has no ready-made form, for the host could read it.
+    pub(crate) fn verity(&self, known: &[Known]) -> Option<Verity> {
+        let annotation = self.blob.annotations().as_ref().and_then(|all| all.get(ready::ANNOTATION));
+        ready::of(&self.diff_id, known, annotation.map(String::as_str)).filter(|_| self.lock.is_none())
     }
 
     /// Where it is, if the store has it.

@@ -4,7 +4,7 @@
 //! whoever breaks it has broken nothing else. Each layer streams from the registry through digest, decompression and
 //! DiffID into its directory, which appears in the store by a rename and only when both digests are right. [`merge`]
 //! applies an image's configuration to a process. [`policy`] says which images may be used, and whose signatures they
-//! need for that.
+//! need for that. A layer that the host has [`ready`]-made is not fetched at all; [`seal`] makes such layers.
 
 pub mod client;
 pub mod proxy;
@@ -24,6 +24,11 @@ mod archive;
 mod stream;
 mod unpack;
 
+mod erofs;
+pub mod ready;
+pub mod seal;
+pub mod verity;
+
 mod limited;
 mod store;
 
@@ -39,10 +44,12 @@ mod error;
 pub use error::{Error, Kind};
 pub use reference::registry as registry_of;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use oci_spec::image::ImageConfiguration;
+use ready::{Known, Verity};
 use serde::{Deserialize, Serialize};
 
 /// What to pull, from where, to where. Equal requests have equal results, so that one pull can do for all.
@@ -83,6 +90,12 @@ pub struct Request {
     /// Who talks to the registry.
     #[serde(default)]
     pub server: Server,
+    /// The serial numbers of the disks that are there: layers that may be ready-made.
+    #[serde(default)]
+    pub attached: Vec<String>,
+    /// Ready-made layers that are known beforehand.
+    #[serde(default)]
+    pub known: Vec<Known>,
 }
 
 impl fmt::Debug for Request {
@@ -154,7 +167,7 @@ pub enum Event {
     },
 }
 
-/// An image whose layers are unpacked.
+/// An image whose layers are there.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Image {
     /// As it was asked for.
@@ -163,6 +176,9 @@ pub struct Image {
     pub manifest_digest: String,
     /// The layers' directories, the lowest first, none twice: overlayfs takes no directory twice.
     pub layers: Vec<PathBuf>,
+    /// Those of the layers that are not unpacked: which disks are to be mounted there.
+    #[serde(default)]
+    pub ready: BTreeMap<PathBuf, Verity>,
     /// The image's configuration.
     pub config: ImageConfiguration,
 }

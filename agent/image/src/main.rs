@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use nacre_pull::{Auth, Request, Server, worker};
+use nacre_pull::{Auth, Request, Server, seal, worker};
 
 const HELP: &str = "\
 Pulls an image: verified, unpacked layers in a directory, and its configuration as JSON on standard output.
@@ -14,6 +14,7 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
   nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE | --auth-file FILE] [--registries-conf FILE]
                   [--policy FILE] [--registries-d DIR] [--require-digest] [--decryption-key FILE]... [--key-providers FILE]
                   [--insecure] [--skopeo] [--silence SECONDS] REFERENCE
+  nacre-pull seal --out DIR [--manifest NAME] [as pull] REFERENCE
   nacre-pull worker [SECONDS]
   nacre-pull proxy experimental-image-proxy
 
@@ -34,6 +35,12 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
   --skopeo            let skopeo (1.19 or later) talk to the registry
   --silence SECONDS   how long the registry may send nothing; the default is 30
 
+Sealed layers can be attached to guests, which then fetch and unpack nothing (nacre run --layers DIR):
+  --out DIR           where each layer becomes a file, named by the root hash that proves its content. What is there already is not made again
+  --manifest NAME     the file in DIR that the manifest goes to, with the root hashes; the default is manifest.json. Push it, for instance by
+                      oras manifest push registry.example/app:1 DIR/manifest.json
+Without --store, nothing else is kept.
+
 A worker reads its request from standard input, as the agent writes it, and takes that time as its argument. A proxy serves
 the protocol of skopeo's experimental-image-proxy on its standard input, a socket.
 
@@ -48,6 +55,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let result = match args.next().as_deref() {
         Some("pull") => parse(args).and_then(|(request, silence)| pull(&request, silence)),
+        Some("seal") => make_ready(args),
         Some("proxy") => Ok(nacre_pull::proxy::main(args)),
         Some("worker") => args.next().map_or(Ok(SILENCE), |text| seconds(&text)).map(worker::run),
         Some("--help" | "-h" | "help") | None => {
@@ -77,6 +85,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
         lookaside: Vec::new(),
         require_digest: false,
         server: Server::Own,
+        attached: Vec::new(),
+        known: Vec::new(),
     };
     let mut silence = SILENCE;
     while let Some(arg) = args.next() {
@@ -115,6 +125,35 @@ fn read(path: &str) -> Result<String, String> {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
     seconds.map(Duration::from_secs).ok_or_else(|| format!("{text:?} is no number of seconds from 1 to 3600"))
+}
+
+/// Takes its own options out and leaves the others to be read as those of a pull.
+fn make_ready(mut args: impl Iterator<Item = String>) -> Result<ExitCode, String> {
+    let (mut out, mut manifest, mut others) = (None, String::from("manifest.json"), Vec::new());
+    let mut has_store = false;
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--out" => out = Some(PathBuf::from(value()?)),
+            "--manifest" => manifest = value()?,
+            _ => {
+                has_store |= arg == "--store";
+                others.push(arg);
+            }
+        }
+    }
+    let out = out.ok_or("where to? Give --out DIR")?;
+    if manifest.is_empty() || manifest.contains('/') || manifest == "layers" || manifest.ends_with(".erofs") {
+        return Err(format!("{manifest:?} is no name for a manifest"));
+    }
+    let (mut request, silence) = parse(others.into_iter())?;
+    if has_store {
+        return Ok(seal::run(request, silence, &out, &manifest));
+    }
+    fs::create_dir_all(&out).map_err(|error| format!("create {}: {error}", out.display()))?;
+    let store = tempfile::tempdir_in(&out).map_err(|error| format!("make a store for layers: {error}"))?;
+    request.store = store.path().into();
+    Ok(seal::run(request, silence, &out, &manifest))
 }
 
 /// The worker's events go to standard output as they are.

@@ -1,4 +1,4 @@
-//! Where unpacked layers are kept: `layers/<DiffID>` whole, `partial/…` not yet.
+//! Where unpacked layers are kept: `layers/<DiffID>` whole, `partial/…` not yet. Ready-made ones are mounted on `ready/<root hash>`.
 //!
 //! A layer moves from one to the other by a rename, so what stands in `layers` is whole. A partial one is locked by who
 //! writes it; one that nobody locks was left by a pull that died, and the next pull removes it. The key is the DiffID
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
+use crate::ready::Verity;
 use crate::reference::Sha256;
 
 /// The layers of one guest.
@@ -116,6 +117,11 @@ impl Store {
         Ok(removed)
     }
 
+    /// Where a ready-made layer is to be mounted.
+    pub(crate) fn ready(&self, verity: &Verity) -> PathBuf {
+        ready(&self.root).join(verity.root_hash())
+    }
+
     /// Bytes that can still be written.
     pub(crate) fn free(&self) -> Result<u64> {
         let stat =
@@ -127,6 +133,11 @@ impl Store {
 /// Where the whole layers of a store are.
 pub(crate) fn layers(root: &Path) -> PathBuf {
     root.join("layers")
+}
+
+/// Where ready-made layers are mounted.
+pub(crate) fn ready(root: &Path) -> PathBuf {
+    root.join("ready")
 }
 
 impl Partial {

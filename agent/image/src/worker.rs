@@ -1,5 +1,6 @@
 //! The process that pulls: a [`Request`] on standard input, [`Event`]s on standard output, nothing else in or out.
 
+use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,11 +9,14 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use oci_spec::image::{Arch, ImageConfiguration, Os};
+use serde::Serialize;
 
 use crate::access::registries::Registries;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Budget, Layer};
 use crate::ocicrypt::{Keys, PrivateKey, Unwrap, provider};
+use crate::ready::Verity;
+use crate::reference::Sha256;
 use crate::registry::{Found, Registry};
 use crate::store::Store;
 use crate::{Event, Image, Request, reference, signatures};
@@ -52,10 +56,20 @@ pub fn run(silence: Duration) -> ExitCode {
 }
 
 fn serve(silence: Duration) -> Result<Image> {
-    let request = read_request()?;
+    pull_now(&read_request()?, silence).map(|pulled| pulled.image)
+}
+
+/// An image, and the manifest that it was made by.
+pub(crate) struct Pulled {
+    pub(crate) image: Image,
+    pub(crate) manifest: Vec<u8>,
+}
+
+/// Pulls, and returns when it is done. Events go to standard output.
+pub(crate) fn pull_now(request: &Request, silence: Duration) -> Result<Pulled> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Error::system("start", error))?;
-    let result = runtime.block_on(pull(&request, silence));
+    let result = runtime.block_on(pull(request, silence));
     // Dropping it would wait for the registry's server, which may itself wait for a registry that is silent.
     runtime.shutdown_timeout(CLEAN_WITHIN);
     result
@@ -69,14 +83,14 @@ fn read_request() -> Result<Request> {
 }
 
 /// A reader that is gone ends this process by its lifeline; there is nothing to do about it here.
-fn tell(event: &Event) {
+pub(crate) fn tell(event: &impl Serialize) {
     let Ok(mut line) = serde_json::to_vec(event) else { return };
     line.push(b'\n');
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(&line).and_then(|()| out.flush());
 }
 
-async fn pull(request: &Request, silence: Duration) -> Result<Image> {
+async fn pull(request: &Request, silence: Duration) -> Result<Pulled> {
     reference::check(&request.reference)?;
     signatures::judge_name(request)?;
     let asked = &request.reference;
@@ -87,22 +101,47 @@ async fn pull(request: &Request, silence: Duration) -> Result<Image> {
     let found = registry.find(&request.reference).await?;
     // Before anything of it is used, also what the store has already.
     signatures::judge(request, &found, silence).await?;
-    let Found { manifest_digest, manifest, config, .. } = found;
+    let Found { manifest_digest, bytes: raw, manifest, config, .. } = found;
     check_platform(&config)?;
     let layers = layer::plan(&manifest, config.rootfs().diff_ids(), &keys(request)?)?;
     let bytes = total(&layers);
     tell(&Event::Resolved { manifest_digest: manifest_digest.clone(), layers: layers.len(), bytes });
-    check_space(&store, &layers)?;
+    let ready: HashMap<_, _> = layers.iter().filter_map(|layer| ready(layer, request, &store)).collect();
+    check_space(&store, layers.iter().filter(|layer| !ready.contains_key(layer.diff_id())))?;
 
     let (progress, budget) = (Arc::new(Progress::default()), Budget::default());
     let fetches = layers.iter().enumerate().map(async |(place, layer)| {
-        let dir = one(layer, &registry, &store, &budget, &progress).await?;
+        let dir = match ready.get(layer.diff_id()) {
+            Some(verity) => {
+                progress.add(1, layer.size());
+                store.ready(verity)
+            }
+            None => one(layer, &registry, &store, &budget, &progress).await?,
+        };
         Ok::<_, Error>((place, dir))
     });
     let mut dirs: Vec<_> = stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect().await?;
     dirs.sort_unstable();
-    let layers = dirs.into_iter().map(|(_, dir)| dir).collect();
-    Ok(Image { reference: asked.clone(), manifest_digest, layers, config })
+    let layers = topmost(dirs.into_iter().map(|(_, dir)| dir));
+    let ready = ready.into_values().map(|verity| (store.ready(&verity), verity)).collect();
+    let image = Image { reference: asked.clone(), manifest_digest, layers, ready, config };
+    Ok(Pulled { image, manifest: raw })
+}
+
+/// A layer that is not in the store and that a disk may stand for.
+fn ready<'a>(layer: &'a Layer, request: &Request, store: &Store) -> Option<(&'a Sha256, Verity)> {
+    let verity = layer.verity(&request.known)?;
+    let is_there = layer.known(store).is_none() && request.attached.contains(&verity.serial());
+    is_there.then(|| (layer.diff_id(), verity))
+}
+
+/// Without the lower ones of directories that are the same: a manifest may name one disk for two layers.
+fn topmost(dirs: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    dirs.fold(Vec::new(), |mut layers, dir| {
+        layers.retain(|lower| *lower != dir);
+        layers.push(dir);
+        layers
+    })
 }
 
 /// The request with the image's full name, which is fetched and judged. Credentials were given for the registry of the name that was asked for:
@@ -158,8 +197,8 @@ fn check_platform(config: &ImageConfiguration) -> Result<()> {
 }
 
 /// Unpacked layers are hardly ever smaller than compressed ones: what does not fit now will not fit later.
-fn check_space(store: &Store, layers: &[Layer]) -> Result<()> {
-    let (needed, free) = (total(layers.iter().filter(|layer| layer.known(store).is_none())), store.free()?);
+fn check_space<'a>(store: &Store, layers: impl Iterator<Item = &'a Layer>) -> Result<()> {
+    let (needed, free) = (total(layers.filter(|layer| layer.known(store).is_none())), store.free()?);
     if needed <= free {
         return Ok(());
     }

@@ -3,6 +3,7 @@
 mod fixture;
 mod gpg;
 mod ocicrypt;
+mod seal;
 
 use std::fs;
 use std::path::Path;
@@ -42,6 +43,8 @@ fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
         key_providers: None,
         require_digest: false,
         server: Server::Own,
+        attached: Vec::new(),
+        known: Vec::new(),
     }
 }
 

@@ -110,6 +110,7 @@ fn image(store: &Path) -> Image {
         reference: "a".into(),
         manifest_digest: DIGEST.into(),
         layers: vec![layer],
+        ready: Default::default(),
         config: serde_json::from_value(config).unwrap(),
     }
 }

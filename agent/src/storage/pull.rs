@@ -273,6 +273,8 @@ impl Pulls {
             decryption_keys: Vec::new(),
             key_providers: None,
             server: nacre_pull::Server::Own,
+            attached: Vec::new(),
+            known: Vec::new(),
         }
     }
 
