@@ -8,13 +8,14 @@ pub const HELP: &str = "\
 The guest agent of a pod's virtual machine.
 
   nacre-agent [--listen ADDRESS] [--store DIR]   serve as a plain process
-  nacre-agent pull | proxy                       fetch one image (the agent starts these itself)
   nacre-agent --version | --help
 
 As process 1 it brings up the guest and takes its settings from the kernel command line alone.
 
   --listen ADDRESS   vsock://CID:PORT, unix:///PATH or unix://@NAME; the default is vsock://-1:1024
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
+
+Images are fetched by nacre-pull, a program beside this one or in /usr/libexec/nacre.
 ";
 
 /// One of the binary's jobs.
@@ -22,10 +23,6 @@ As process 1 it brings up the guest and takes its settings from the kernel comma
 pub enum Role {
     /// Process 1: bring up the guest, then serve.
     Init,
-    /// The image puller.
-    Pull,
-    /// The puller's way to a registry, with its arguments.
-    Proxy(Vec<String>),
     /// The agent as a plain process.
     Agent(Settings),
     /// Print the version.
@@ -62,14 +59,9 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
     }
     let mut args = args.into_iter();
     let mut settings = Settings::default();
-    let mut first = true;
     while let Some(arg) = args.next() {
         let arg = arg.to_string_lossy().into_owned();
         match arg.as_str() {
-            "pull" if first => return Ok(Role::Pull),
-            "proxy" if first => {
-                return Ok(Role::Proxy(args.map(|arg| arg.to_string_lossy().into_owned()).collect()));
-            }
             "--version" | "-V" => return Ok(Role::Version),
             "--help" | "-h" => return Ok(Role::Help),
             "--listen" => {
@@ -79,7 +71,6 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
             "--store" => settings.store = Some(args.next().ok_or(UsageError::Value(arg))?.into()),
             _ => return Err(UsageError::Unknown(arg)),
         }
-        first = false;
     }
     Ok(Role::Agent(settings))
 }
@@ -94,8 +85,6 @@ mod tests {
 
     #[test]
     fn each_job_has_its_words() {
-        assert_eq!(role(&["pull"]), Ok(Role::Pull));
-        assert_eq!(role(&["proxy", "--no-creds"]), Ok(Role::Proxy(vec!["--no-creds".into()])));
         assert_eq!(role(&["--version"]), Ok(Role::Version));
         assert_eq!(role(&["--help"]), Ok(Role::Help));
         assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));
@@ -112,6 +101,5 @@ mod tests {
     fn nonsense_is_refused_with_its_name() {
         assert!(role(&["--frob"]).unwrap_err().to_string().contains("--frob"));
         assert!(role(&["--listen"]).unwrap_err().to_string().contains("--listen needs a value"));
-        assert!(role(&["--listen", "a", "pull"]).is_err());
     }
 }

@@ -14,8 +14,6 @@ fn main() -> ExitCode {
         Err(error) => return say(&mut std::io::stderr(), &format!("nacre-agent: {error}\n"), ExitCode::from(2)),
     };
     let start = match role {
-        Role::Pull => return nacre_pull::worker::main(),
-        Role::Proxy(args) => return nacre_pull::proxy::main(args.into_iter()),
         Role::Version => {
             let version = concat!("nacre-agent ", env!("CARGO_PKG_VERSION"), "\n");
             return say(&mut std::io::stdout(), version, ExitCode::SUCCESS);

@@ -93,7 +93,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let policy = Policy::of_image(Path::new("/"));
     // A plain process has a root that is not its own.
     let rules = if is_guest { Rules::of_image(Path::new("/"), &config) } else { Rules::default() };
-    let worker = WorkerCommand::own_role();
+    let worker = WorkerCommand::find();
     let (setup, place) = Place::later();
     let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, rules };
     let scratch = PathBuf::from(SCRATCH);

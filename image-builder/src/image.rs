@@ -22,6 +22,9 @@ use crate::tree::{Node, Tree};
 /// Where Debian's loader looks on this machine.
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
+/// Where the agent looks for its helpers.
+const HELPERS: &str = "/usr/libexec/nacre";
+
 /// The longest chain of symbolic links that is followed, as the kernel has it.
 const MAX_LINKS: usize = 40;
 
@@ -30,7 +33,7 @@ const MAX_LINKS: usize = 40;
 pub struct Request {
     /// The recipe's file.
     pub recipe: PathBuf,
-    /// The agent's binary.
+    /// The agent's binary. Helpers lie beside it.
     pub agent: PathBuf,
     /// The kernel that will boot the image, to be named in the manifest.
     pub kernel: Option<PathBuf>,
@@ -46,15 +49,10 @@ pub struct Request {
 /// A recipe that makes no sense, a package that can't be had, a library that is missing, an agent that is not static.
 pub fn build(request: &Request) -> Result<()> {
     let (recipe, text) = Recipe::read(&request.recipe)?;
-    let agent = fs::read(&request.agent).with_context(|| format!("read the agent {}", request.agent.display()))?;
-    let needs = elf::needs(&agent).with_context(|| format!("the agent {}", request.agent.display()))?;
-    ensure!(
-        needs.interpreter.is_none(),
-        "the agent {} is not static: build it with make agent",
-        request.agent.display()
-    );
+    let agent = own(&request.agent)?;
+    let helpers: Vec<_> = recipe.usr.helpers.iter().map(|name| request.agent.with_file_name(name)).collect();
     let unpacked = packages::unpack(&recipe.packages, &request.cache)?;
-    let squashfs = squashfs(&usr(&recipe, &unpacked)?)?;
+    let squashfs = squashfs(&usr(&recipe, &unpacked, &helpers)?)?;
     let initrd = cpio::archive(&root(&recipe, agent, squashfs)?)?;
     let path = request.out.join(format!("{}.initrd", recipe.name));
     manifest::publish(&path, &initrd)?;
@@ -67,12 +65,22 @@ pub fn build(request: &Request) -> Result<()> {
         recipe_sha256: manifest::digest(text.as_bytes()),
         packages: unpacked.inputs,
         agent: manifest::output(&request.agent)?,
+        helpers: helpers.iter().map(|helper| manifest::output(helper)).collect::<Result<_>>()?,
         outputs: vec![manifest::output(&path)?],
         kernel,
     };
     manifest::publish_json(&request.out.join(format!("{}.manifest.json", recipe.name)), &facts)?;
     say(&format!("image: {} ({:.1} MB)", path.display(), initrd.len() as f64 / 1e6));
     Ok(())
+}
+
+/// A program of ours, which needs nothing else.
+fn own(path: &Path) -> Result<Vec<u8>> {
+    let bytes =
+        fs::read(path).with_context(|| format!("read {} (make agent and make host build it)", path.display()))?;
+    let needs = elf::needs(&bytes).with_context(|| path.display().to_string())?;
+    ensure!(needs.interpreter.is_none(), "{} is not static: build it with make agent or make host", path.display());
+    Ok(bytes)
 }
 
 fn kernel_facts(kernel: &Path) -> Result<serde_json::Value> {
@@ -101,8 +109,8 @@ fn root(recipe: &Recipe, agent: Vec<u8>, squashfs: Vec<u8>) -> Result<Tree> {
     Ok(tree)
 }
 
-/// What `/usr` holds: programs, the libraries they need, certificates.
-fn usr(recipe: &Recipe, unpacked: &Unpacked) -> Result<Tree> {
+/// What `/usr` holds: programs, the libraries they need, helpers, certificates.
+fn usr(recipe: &Recipe, unpacked: &Unpacked, helpers: &[PathBuf]) -> Result<Tree> {
     let root = unpacked.root.path();
     let mut tree = Tree::default();
     let mut wanted = Vec::new();
@@ -124,6 +132,10 @@ fn usr(recipe: &Recipe, unpacked: &Unpacked) -> Result<Tree> {
     }
     for (name, bytes) in closure(root, wanted)? {
         tree.add(&format!("{LIBRARIES}/{name}"), Node::File(0o755, bytes))?;
+    }
+    for helper in helpers {
+        let name = helper.file_name().unwrap_or_default().to_string_lossy();
+        tree.add(&format!("{HELPERS}/{name}"), Node::File(0o755, own(helper)?))?;
     }
     if let Some(certificates) = &recipe.usr.certificates {
         let bundle = bundle(root, &certificates.from)?;

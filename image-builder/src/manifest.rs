@@ -41,6 +41,8 @@ pub struct Image {
     pub packages: Vec<Input>,
     /// The agent's binary.
     pub agent: Output,
+    /// The other programs of ours.
+    pub helpers: Vec<Output>,
     /// What was built.
     pub outputs: Vec<Output>,
     /// The kernel's own manifest, where a kernel was named.

@@ -34,6 +34,9 @@ pub struct Recipe {
 pub struct Usr {
     /// Programs, by their paths. The libraries that they need come along, and nothing else of their packages.
     pub programs: Vec<String>,
+    /// Programs of ours, by their names: static ones that lie beside the agent. They go to `/usr/libexec/nacre`.
+    #[serde(default)]
+    pub helpers: Vec<String>,
     /// A directory of certificates, of which one bundle is made.
     pub certificates: Option<Certificates>,
 }
@@ -129,6 +132,9 @@ impl Recipe {
                 "package {package:?} is no Debian package's name"
             );
         }
+        for helper in &recipe.usr.helpers {
+            ensure!(!helper.is_empty() && helper.chars().all(plain), "helper {helper:?} is no program of ours");
+        }
         if let Some(certificates) = &recipe.usr.certificates {
             ensure!(certificates.bundle.starts_with("/usr/"), "the certificates' bundle must lie below /usr");
         }
@@ -150,6 +156,7 @@ mod tests {
             (MINIMAL.replace("\"x\"", "\"../x\""), "expected small letters"),
             (MINIMAL.replace("skopeo", "-o=x"), "no Debian package"),
             (MINIMAL.replace("programs = []", "programs = 3"), "invalid type"),
+            (format!("{MINIMAL}helpers = [\"../sh\"]"), "no program of ours"),
         ] {
             let error = format!("{:#}", Recipe::parse(&bad).unwrap_err());
             assert!(error.contains(reason), "{error}");

@@ -1,6 +1,6 @@
 //! The contract between host and guest.
 //!
-//! [`generated`] holds the Kata agent API and our own service, made at build time from `proto/`. [`address`] and [`connect`] say
+//! [`generated`] holds the Kata agent API, our own service and the key providers' one, made at build time from `proto/`. [`address`] and [`connect`] say
 //! where an agent is and how to reach it; [`convert`] turns the wire's OCI messages into the specification's types and back. Nothing
 //! here knows what either side does with a request.
 
@@ -15,7 +15,9 @@ pub mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
 
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, nacre, nacre_ttrpc, oci, types};
+pub use generated::{
+    agent, agent_ttrpc, csi, health, health_ttrpc, keyprovider, keyprovider_ttrpc, nacre, nacre_ttrpc, oci, types,
+};
 pub use protobuf::well_known_types::empty;
 
 /// The port on which an agent listens, on vsock.

@@ -160,8 +160,8 @@ fn with_full_name(request: &Request) -> Result<Request> {
 /// What may open encrypted layers.
 fn keys(request: &Request) -> Result<Keys> {
     let private = request.decryption_keys.iter().map(|pem| PrivateKey::from_pem(pem)).collect::<Result<_>>()?;
-    let provider = request.key_providers.as_deref().map(provider::Commands::from_config).transpose()?;
-    let provider = provider.map(|commands| Box::new(commands) as Box<dyn Unwrap>);
+    let provider = request.key_providers.as_deref().map(provider::Providers::from_config).transpose()?;
+    let provider = provider.map(|providers| Box::new(providers) as Box<dyn Unwrap>);
     Ok(Keys { private, provider, ..Keys::default() })
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ const MAX_CREDENTIAL: usize = 64 << 10;
 
 /// The most containers whose pulls are watched or remembered.
 const MAX_WATCHED: usize = 4096;
+
+/// The puller, and where the guest's image has it: compressed in /usr, as it is used now and then.
+const PULLER: &str = "nacre-pull";
+const HELPERS: &str = "/usr/libexec/nacre";
 
 /// Where programs are, for a worker whose agent was started without being told.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -122,9 +126,12 @@ pub struct WorkerCommand {
 }
 
 impl WorkerCommand {
-    /// This binary in its role as puller.
-    pub fn own_role() -> WorkerCommand {
-        WorkerCommand { program: "/proc/self/exe".into(), args: vec!["pull".into()] }
+    /// The puller, where a guest's image has it, or beside this program.
+    pub fn find() -> WorkerCommand {
+        let beside = std::env::current_exe().ok().map(|own| own.with_file_name(PULLER));
+        let beside = beside.filter(|path| path.is_file());
+        let program = beside.unwrap_or_else(|| Path::new(HELPERS).join(PULLER));
+        WorkerCommand { program, args: vec!["worker".into()] }
     }
 
     pub(super) fn command(&self) -> Command {
@@ -271,7 +278,7 @@ impl Pulls {
             lookaside: self.settings.rules.lookaside.clone(),
             require_digest: self.settings.rules.require_digest,
             decryption_keys: Vec::new(),
-            key_providers: None,
+            key_providers: self.settings.rules.key_providers.clone(),
             server: nacre_pull::Server::Own,
             attached: Vec::new(),
             known: Vec::new(),

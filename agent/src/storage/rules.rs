@@ -12,6 +12,7 @@ const POLICY: &str = "/etc/containers/policy.json";
 const REGISTRIES: &str = "/etc/containers/registries.conf";
 const REGISTRIES_D: &str = "/etc/containers/registries.d";
 const AUTH: &str = "/etc/containers/auth.json";
+const KEY_PROVIDERS: &str = "/etc/ocicrypt_config.json";
 const PREFETCH: &str = "/etc/nacre/prefetch";
 
 /// The largest file of rules.
@@ -33,6 +34,8 @@ pub struct Rules {
     pub registries: Option<String>,
     /// containers-auth.json(5).
     pub auth_file: Option<String>,
+    /// Who unwraps the keys of encrypted layers: ocicrypt's configuration of key providers.
+    pub key_providers: Option<String>,
     /// Environment variables of the puller: its way out.
     pub environment: Vec<(&'static str, String)>,
     /// Images to pull before a container asks for them: the image's, then the command line's.
@@ -54,9 +57,11 @@ impl Rules {
         let policy = read(&config.image_policy_file, POLICY);
         let registries = read(&None, REGISTRIES);
         let auth_file = read(&config.image_registry_auth, AUTH);
+        let key_providers = read(&None, KEY_PROVIDERS);
         let lookaside = nacre_pull::access::lookaside::read(&root.join(REGISTRIES_D.trim_start_matches('/')));
         let lookaside = lookaside.inspect_err(|error| tracing::error!("no image is admitted: {error}"));
-        let readable = lookaside.is_ok() && policy.is_ok() && registries.is_ok() && auth_file.is_ok();
+        let readable =
+            lookaside.is_ok() && key_providers.is_ok() && policy.is_ok() && registries.is_ok() && auth_file.is_ok();
         let policy = if readable { policy.unwrap_or_default() } else { Some(REJECT.into()) };
         if policy.is_none() {
             tracing::warn!("IMAGE POLICY: ANY IMAGE: this is a development image");
@@ -69,6 +74,7 @@ impl Rules {
             require_digest: config.require_image_digest,
             registries: registries.unwrap_or_default(),
             auth_file: auth_file.unwrap_or_default(),
+            key_providers: key_providers.unwrap_or_default(),
             environment: environment.into_iter().flatten().collect(),
             prefetch: prefetched(root).into_iter().chain(config.prefetch.iter().cloned()).collect(),
         }

@@ -9,6 +9,7 @@ mod jwe;
 mod key;
 pub mod provider;
 mod secret;
+mod service;
 
 #[cfg(test)]
 mod tests;

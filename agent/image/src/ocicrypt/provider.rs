@@ -1,7 +1,7 @@
 //! ocicrypt's key provider protocol: whoever wrapped a layer's key is asked, in JSON, to unwrap it.
 //!
-//! The exchange is the same over every transport. [`Commands`] is the one over a program's standard input and output;
-//! what else can carry it implements [`Unwrap`] with [`request`] and [`reply`].
+//! The exchange is the same over every transport: a program's standard input and output, or a service on a socket. What else can carry it implements
+//! [`Unwrap`] with [`request`] and [`reply`].
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use nacre_protocol::address::Address;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::Deserialize;
@@ -22,6 +23,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::secret::Secret;
+use super::service;
 use crate::error::{Error, Kind, Result};
 
 /// The most bytes of an answer: 64 KiB as numbers of up to three digits, and what stands around them.
@@ -74,11 +76,86 @@ fn locked(why: impl Into<String>) -> Error {
     Error::new(Kind::Locked, why)
 }
 
-/// Key providers that are programs, by name.
+/// Key providers by name.
 #[derive(Debug, Clone)]
-pub struct Commands {
-    commands: BTreeMap<String, Program>,
+pub struct Providers {
+    providers: BTreeMap<String, Provider>,
     deadline: Duration,
+}
+
+#[derive(Debug, Clone)]
+enum Provider {
+    /// A program, which reads the question and writes the answer.
+    Command(Program),
+    /// A service.
+    Ttrpc(Address),
+}
+
+impl Providers {
+    /// What `OCICRYPT_KEYPROVIDER_CONFIG` has: JSON, `{"key-providers":{"NAME":{"cmd":{"path":"…","args":[…]}}}}` or
+    /// `{"key-providers":{"NAME":{"ttrpc":"unix:///…"}}}`.
+    pub fn from_config(json: &str) -> Result<Providers> {
+        #[derive(Deserialize)]
+        struct Config {
+            #[serde(rename = "key-providers")]
+            providers: BTreeMap<String, Entry>,
+        }
+        let bad = |why: String| Error::new(Kind::BadRequest, format!("key providers: {why}"));
+        if json.len() > MAX_CONFIG {
+            return Err(bad("their configuration has more than 64 KiB".into()));
+        }
+        let config: Config = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
+        let provider = |(name, entry): (String, Entry)| match entry.provider() {
+            Ok(provider) => Ok((name, provider)),
+            Err(why) => Err(bad(format!("{name}: {why}"))),
+        };
+        let providers = config.providers.into_iter().map(provider).collect::<Result<_>>()?;
+        Ok(Providers { providers, deadline: DEADLINE })
+    }
+
+    /// The same, with another patience.
+    pub fn within(self, deadline: Duration) -> Providers {
+        Providers { deadline, ..self }
+    }
+}
+
+impl Unwrap for Providers {
+    fn unwrap(&self, provider: &str, annotation: &str, parameters: &Parameters) -> Result<Zeroizing<Vec<u8>>> {
+        let provider = self.providers.get(provider).ok_or_else(|| locked("it is not configured"))?;
+        let request = request(annotation, parameters);
+        reply(&match provider {
+            Provider::Command(program) => program.run(request, self.deadline)?,
+            Provider::Ttrpc(address) => service::ask(address, &request, self.deadline)?,
+        })
+    }
+}
+
+/// A provider as the configuration has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    cmd: Option<Program>,
+    ttrpc: Option<String>,
+    grpc: Option<IgnoredAny>,
+    native: Option<IgnoredAny>,
+}
+
+impl Entry {
+    fn provider(self) -> std::result::Result<Provider, String> {
+        match self {
+            Entry { grpc: Some(_), .. } => Err("grpc is not supported, cmd and ttrpc are".into()),
+            Entry { native: Some(_), .. } => Err("native is not supported, cmd and ttrpc are".into()),
+            Entry { cmd: Some(program), ttrpc: None, .. } if program.path.is_absolute() => {
+                Ok(Provider::Command(program))
+            }
+            Entry { cmd: Some(_), ttrpc: None, .. } => Err("the path of its cmd must be absolute".into()),
+            Entry { cmd: None, ttrpc: Some(address), .. } => match address.parse() {
+                Ok(address @ (Address::Unix(_) | Address::Abstract(_))) => Ok(Provider::Ttrpc(address)),
+                _ => Err("its ttrpc must be the address of a socket, unix:///PATH".into()),
+            },
+            _ => Err("it has not one of cmd and ttrpc".into()),
+        }
+    }
 }
 
 /// A program, and its arguments.
@@ -87,54 +164,6 @@ struct Program {
     path: PathBuf,
     #[serde(default)]
     args: Vec<String>,
-}
-
-impl Commands {
-    /// What `OCICRYPT_KEYPROVIDER_CONFIG` has: JSON, `{"key-providers":{"NAME":{"cmd":{"path":"…","args":[…]}}}}`.
-    pub fn from_config(json: &str) -> Result<Commands> {
-        #[derive(Deserialize)]
-        struct Config {
-            #[serde(rename = "key-providers")]
-            providers: BTreeMap<String, Provider>,
-        }
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Provider {
-            cmd: Option<Program>,
-            grpc: Option<IgnoredAny>,
-            ttrpc: Option<IgnoredAny>,
-            native: Option<IgnoredAny>,
-        }
-        let bad = |why: String| Error::new(Kind::BadRequest, format!("key providers: {why}"));
-        if json.len() > MAX_CONFIG {
-            return Err(bad("their configuration has more than 64 KiB".into()));
-        }
-        let config: Config = serde_json::from_str(json).map_err(|error| bad(error.to_string()))?;
-        let mut commands = BTreeMap::new();
-        for (name, provider) in config.providers {
-            let others = [("grpc", provider.grpc), ("ttrpc", provider.ttrpc), ("native", provider.native)];
-            let program = match (provider.cmd, others.into_iter().find(|(_, given)| given.is_some())) {
-                (Some(program), None) if program.path.is_absolute() => program,
-                (Some(_), None) => return Err(bad(format!("{name}: the path of its cmd must be absolute"))),
-                (_, Some((other, _))) => return Err(bad(format!("{name}: {other} is not supported, only cmd is"))),
-                (None, None) => return Err(bad(format!("{name}: it has no cmd"))),
-            };
-            commands.insert(name, program);
-        }
-        Ok(Commands { commands, deadline: DEADLINE })
-    }
-
-    /// The same, with another patience.
-    pub fn within(self, deadline: Duration) -> Commands {
-        Commands { deadline, ..self }
-    }
-}
-
-impl Unwrap for Commands {
-    fn unwrap(&self, provider: &str, annotation: &str, parameters: &Parameters) -> Result<Zeroizing<Vec<u8>>> {
-        let program = self.commands.get(provider).ok_or_else(|| locked("it is not configured"))?;
-        reply(&program.run(request(annotation, parameters), self.deadline)?)
-    }
 }
 
 /// A program that runs. It and its children end when this does.

@@ -1,15 +1,21 @@
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aes::Aes256;
 use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit as _, StreamCipher as _};
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use nacre_protocol::keyprovider::{
+    KeyProviderKeyWrapProtocolInput as Input, KeyProviderKeyWrapProtocolOutput as Output,
+};
+use nacre_protocol::keyprovider_ttrpc::{self, KeyProviderService};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sha2::Sha256;
+use ttrpc::asynchronous::TtrpcContext;
 
-use super::provider::Commands;
+use super::provider::Providers;
 use super::*;
 
 const TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
@@ -212,8 +218,8 @@ fn what_is_no_private_key_is_refused() {
 
 fn script(text: &str) -> Keys {
     let config = json!({ "key-providers": { "echo": { "cmd": { "path": "/bin/sh", "args": ["-c", text] } } } });
-    let commands = Commands::from_config(&config.to_string()).unwrap().within(Duration::from_secs(20));
-    Keys { provider: Some(Box::new(commands)), ..Keys::default() }
+    let providers = Providers::from_config(&config.to_string()).unwrap().within(Duration::from_secs(20));
+    Keys { provider: Some(Box::new(providers)), ..Keys::default() }
 }
 
 fn unlock_by(keys: &Keys) -> Result<PrivateOptions> {
@@ -260,32 +266,81 @@ fn a_program_that_fails_opens_nothing_and_holds_nobody_up() {
     // Neither it nor what it starts is waited for: with its output open, and closed.
     for text in ["sleep 1000 & sleep 1000", "exec >&-; sleep 1000"] {
         let config = json!({ "key-providers": { "echo": { "cmd": { "path": "/bin/sh", "args": ["-c", text] } } } });
-        let commands = Commands::from_config(&config.to_string()).unwrap().within(Duration::from_millis(200));
+        let providers = Providers::from_config(&config.to_string()).unwrap().within(Duration::from_millis(200));
         let started = Instant::now();
-        let error = commands.unwrap("echo", "AAAA", &Parameters::new()).unwrap_err();
+        let error = providers.unwrap("echo", "AAAA", &Parameters::new()).unwrap_err();
         assert!(error.message.contains("no answer within") && started.elapsed() < Duration::from_secs(20), "{error}");
     }
     assert!(unlock_by(&script("")).unwrap_err().message.contains("key provider echo"));
 }
 
 #[test]
-fn of_key_providers_only_programs_are_taken() {
+fn key_providers_that_cannot_be_asked_are_refused() {
     for (attributes, said) in [
-        (json!({ "ttrpc": "unix:///cdh.sock" }), "a: ttrpc is not supported"),
+        (json!({ "ttrpc": "localhost:1" }), "unix:///PATH"),
+        (json!({ "ttrpc": "vsock://2:1024" }), "unix:///PATH"),
+        (json!({ "ttrpc": "unix:///a", "cmd": { "path": "/a" } }), "not one of cmd and ttrpc"),
         (json!({ "grpc": "localhost:1" }), "a: grpc is not supported"),
         (json!({ "native": "x" }), "a: native is not supported"),
         (json!({ "cmd": { "path": "/a" }, "grpc": "localhost:1" }), "a: grpc is not supported"),
         (json!({ "cmd": { "path": "a" } }), "must be absolute"),
         (json!({ "other": 1 }), "unknown field"),
-        (json!({}), "a: it has no cmd"),
+        (json!({}), "not one of cmd and ttrpc"),
     ] {
-        let error = Commands::from_config(&json!({ "key-providers": { "a": attributes } }).to_string()).unwrap_err();
+        let error = Providers::from_config(&json!({ "key-providers": { "a": attributes } }).to_string()).unwrap_err();
         assert_eq!(error.kind, Kind::BadRequest);
         assert!(error.message.contains(said), "{error}");
     }
-    let commands = Commands::from_config(r#"{"key-providers":{}}"#).unwrap();
-    let error = commands.unwrap("a", "AAAA", &Parameters::new()).unwrap_err();
+    let providers = Providers::from_config(r#"{"key-providers":{}}"#).unwrap();
+    let error = providers.unwrap("a", "AAAA", &Parameters::new()).unwrap_err();
     assert_eq!((error.kind, error.message.as_str()), (Kind::Locked, "it is not configured"));
+}
+
+/// A Confidential Data Hub that knows one key.
+struct Hub(String);
+
+#[async_trait::async_trait]
+impl KeyProviderService for Hub {
+    async fn un_wrap_key(&self, _: &TtrpcContext, input: Input) -> ttrpc::Result<Output> {
+        let asked: Value = serde_json::from_slice(&input.KeyProviderKeyWrapProtocolInput).unwrap();
+        if asked["keyunwrapparams"]["annotation"] != b64(&self.0).as_str() {
+            return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no such key")));
+        }
+        let answer = json!({ "keyunwrapresults": { "optsdata": self.0.as_bytes() } }).to_string().into_bytes();
+        Ok(Output { KeyProviderKeyWrapProtocolOutput: answer, ..Output::new() })
+    }
+}
+
+#[tokio::test]
+async fn a_service_unwraps_keys_and_its_refusal_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = format!("unix://{}/hub.sock", dir.path().display());
+    let service = keyprovider_ttrpc::create_key_provider_service(Arc::new(Hub(private().to_string())));
+    let mut server = ttrpc::asynchronous::Server::new().bind(&address).unwrap().register_service(service);
+    server.start().await.unwrap();
+    let asked = tokio::task::spawn_blocking(move || {
+        let config = json!({ "key-providers": { "echo": { "ttrpc": address } } });
+        let providers = Providers::from_config(&config.to_string()).unwrap().within(Duration::from_secs(20));
+        let refusal = providers.unwrap("echo", "AAAA", &Parameters::new()).unwrap_err();
+        let keys = Keys { provider: Some(Box::new(providers)), ..Keys::default() };
+        (unlock_by(&keys).unwrap().symkey.to_vec(), refusal)
+    });
+    let (key, refusal) = asked.await.unwrap();
+    assert_eq!(key, KEY);
+    assert!(refusal.kind == Kind::Locked && refusal.message.contains("no such key"), "{refusal}");
+    server.shutdown().await.unwrap();
+}
+
+#[test]
+fn a_service_that_is_not_there_or_says_nothing_holds_nobody_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("hub.sock");
+    let config = json!({ "key-providers": { "a": { "ttrpc": format!("unix://{}", socket.display()) } } });
+    let providers = Providers::from_config(&config.to_string()).unwrap().within(Duration::from_millis(200));
+    let missing = providers.unwrap("a", "AAAA", &Parameters::new()).unwrap_err();
+    let _silent = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let silent = providers.unwrap("a", "AAAA", &Parameters::new()).unwrap_err();
+    assert_eq!((missing.kind, silent.kind), (Kind::Locked, Kind::Locked), "{missing} {silent}");
 }
 
 fn jwe_like() -> impl Strategy<Value = String> {
@@ -318,7 +373,7 @@ proptest! {
             let _ = encrypted.unlock(&keys);
         }
         let _ = provider::reply(value.as_bytes());
-        let _ = Commands::from_config(&value);
+        let _ = Providers::from_config(&value);
         let _ = PrivateKey::from_pem(&value);
     }
 }
