@@ -1,6 +1,7 @@
 //! Starting a worker and hearing from it.
 
 use std::collections::HashSet;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -17,6 +18,10 @@ const MAX_LINE: u64 = 64 << 20;
 
 /// How much of a worker's last words is kept.
 const MAX_WORDS: u64 = 4 << 10;
+
+/// What is said of one that the kernel ended for a system call ([`crate::confine`]).
+const SIGSYS: i32 = rustix::process::Signal::SYS.as_raw();
+const FORBIDDEN: &str = ": it made a system call that it may not, which the kernel's log names: the image may have broken it, do not run it";
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +112,7 @@ pub async fn pull(mut command: Command, request: Request, mut on_event: impl FnM
         None => {
             let words = words.await.unwrap_or_default();
             let words = if words.is_empty() { words } else { format!(": {words}") };
+            let words = if status.signal() == Some(SIGSYS) { format!("{FORBIDDEN}{words}") } else { words };
             Err(Error::Died { status: status.to_string(), words })
         }
     }
@@ -219,6 +225,14 @@ pub(crate) mod tests {
             assert!(check(answer(layer, at), &request).is_err(), "{layer} {at}");
         }
         assert!(check(image(&place), &request).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_does_what_it_may_not_is_told_of_as_such() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "kill -SYS $$"]);
+        let error = pull(command, request(), |_| ()).await.unwrap_err().to_string();
+        assert!(error.contains("SIGSYS") && error.contains("do not run it"), "{error}");
     }
 
     #[tokio::test]

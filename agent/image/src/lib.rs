@@ -12,6 +12,8 @@ pub mod worker;
 
 pub mod access;
 
+mod confine;
+
 mod reference;
 mod registry;
 

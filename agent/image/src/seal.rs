@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::ocicrypt::Encrypted;
 use crate::ready::{self, Known, Verity};
 use crate::reference::{self, Sha256};
-use crate::worker::{Pulled, pull_now, tell};
+use crate::worker::{Pulled, Then, pull_now, tell};
 use crate::{Event, Request, erofs, limited, verity};
 
 /// The list of what is in the directory, as the guest's image may carry it in `/etc/nacre/layers`.
@@ -88,7 +88,7 @@ fn seal(mut request: Request, silence: Duration, out: &Path, manifest: &str) -> 
     // What is there already stands for its layer here as it does in a guest.
     request.attached = known.iter().map(|known| known.verity.serial()).collect();
     request.known = known.clone();
-    let Pulled { image, manifest: bytes } = pull_now(&request, silence)?;
+    let Pulled { image, manifest: bytes } = pull_now(&request, silence, Then::GoOn)?;
     let diff_ids =
         image.config.rootfs().diff_ids().iter().map(|id| reference::sha256(id)).collect::<Result<Vec<_>>>()?;
     let encrypted = encrypted(&bytes, &diff_ids)?;

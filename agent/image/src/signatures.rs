@@ -75,7 +75,7 @@ pub(crate) fn judge_name(request: &Request) -> Result<()> {
 ///
 /// # Errors
 /// [`Kind::Denied`] with the rule that is not met; [`Kind::Corrupt`] if the name leads to another image.
-pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -> Result<()> {
+pub(crate) fn judge(request: &Request, found: &Found, silence: Duration) -> Result<()> {
     let pinned = request.reference.split_once('@').map(|(_, digest)| digest);
     let policy = request.policy.as_ref();
     if reference::is_local(&request.reference) {
@@ -97,7 +97,7 @@ pub(crate) async fn judge(request: &Request, found: &Found, silence: Duration) -
         return policy.judge(&named, &found.bytes, &[]).map_err(denied);
     }
     let store = if wanted.gpg { store(request, &named)? } else { None };
-    let evidence = find(request, wanted.sigstore, store.as_deref(), silence).await?;
+    let evidence = find(request, wanted.sigstore, store.as_deref(), silence)?;
     let manifests = evidence.manifests.iter().map(|text| decode(text)).collect::<Result<Vec<_>>>()?;
     check_way(request, found, &manifests)?;
     let mut signatures = signatures(&evidence)?;
@@ -139,14 +139,13 @@ fn local(dir: &str, manifests: &[Vec<u8>]) -> Result<Vec<Signature>> {
 }
 
 /// Has a server of our own find how the name leads to the image and what vouches for it: if `signed`, beside it in its registry; and in `store`.
-async fn find(request: &Request, signed: bool, store: Option<&str>, silence: Duration) -> Result<Evidence> {
+fn find(request: &Request, signed: bool, store: Option<&str>, silence: Duration) -> Result<Evidence> {
     let access = Access::prepare(request)?;
     let command = access.server(silence)?;
     let name = reference::transport(&request.reference);
     let store = store.filter(|store| store.starts_with("https://")).unwrap_or_default();
     let question = [name.as_str(), if signed { "signed" } else { "" }, store].map(String::from);
-    let asked = tokio::task::spawn_blocking(move || ask(command, &question, silence));
-    let answer = asked.await.map_err(|error| Error::new(Kind::Internal, format!("fetch signatures: {error}")))??;
+    let answer = ask(command, &question, silence)?; // by the first thread, for the others may start nothing
     drop(access);
     serde_json::from_slice(&answer)
         .map_err(|error| Error::new(Kind::BadImage, format!("the image's signatures make no sense: {error}")))

@@ -12,6 +12,7 @@ use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::Serialize;
 
 use crate::access::registries::Registries;
+use crate::confine::Confinement;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Budget, Layer};
 use crate::ocicrypt::{Keys, PrivateKey, Unwrap, provider};
@@ -56,7 +57,7 @@ pub fn run(silence: Duration) -> ExitCode {
 }
 
 fn serve(silence: Duration) -> Result<Image> {
-    pull_now(&read_request()?, silence).map(|pulled| pulled.image)
+    pull_now(&read_request()?, silence, Then::End).map(|pulled| pulled.image)
 }
 
 /// An image, and the manifest that it was made by.
@@ -65,14 +66,39 @@ pub(crate) struct Pulled {
     pub(crate) manifest: Vec<u8>,
 }
 
+/// What the process does when it has pulled.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Then {
+    /// It ends.
+    End,
+    /// It goes on, and so its first thread can't be confined as the others are.
+    GoOn,
+}
+
 /// Pulls, and returns when it is done. Events go to standard output.
-pub(crate) fn pull_now(request: &Request, silence: Duration) -> Result<Pulled> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+pub(crate) fn pull_now(asked: &Request, silence: Duration, then: Then) -> Result<Pulled> {
+    reference::check(&asked.reference)?;
+    signatures::judge_name(asked)?;
+    let request = with_full_name(asked)?;
+    tell(&Event::Resolving);
+    let store = Store::open(&request.store)?;
+    let confinement = Arc::new(Confinement::of_worker(&request.store)?);
+    let of_threads = confinement.clone();
+    let begin = move || of_threads.thread().unwrap_or_else(give_up);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(begin).build();
     let runtime = runtime.map_err(|error| Error::system("start", error))?;
-    let result = runtime.block_on(pull(request, silence));
+    let nothing_more_starts = || if then == Then::End { confinement.process() } else { Ok(()) };
+    let result = runtime.block_on(pull(&request, &store, nothing_more_starts, silence));
     // Dropping it would wait for the registry's server, which may itself wait for a registry that is silent.
     runtime.shutdown_timeout(CLEAN_WITHIN);
-    result
+    let named = |image| Image { reference: asked.reference.clone(), ..image };
+    result.map(|pulled| Pulled { image: named(pulled.image), ..pulled })
+}
+
+/// Ends the process: one of its threads can't begin.
+fn give_up(error: Error) {
+    tell(&Event::Failed { kind: error.kind, message: error.message });
+    std::process::exit(1);
 }
 
 fn read_request() -> Result<Request> {
@@ -90,24 +116,24 @@ pub(crate) fn tell(event: &impl Serialize) {
     let _ = out.write_all(&line).and_then(|()| out.flush());
 }
 
-async fn pull(request: &Request, silence: Duration) -> Result<Pulled> {
-    reference::check(&request.reference)?;
-    signatures::judge_name(request)?;
-    let asked = &request.reference;
-    let request = &with_full_name(request)?;
-    tell(&Event::Resolving);
-    let store = Store::open(&request.store)?;
+async fn pull(
+    request: &Request,
+    store: &Store,
+    nothing_more_starts: impl FnOnce() -> Result<()>,
+    silence: Duration,
+) -> Result<Pulled> {
     let registry = Registry::open(request, silence).await?;
     let found = registry.find(&request.reference).await?;
     // Before anything of it is used, also what the store has already.
-    signatures::judge(request, &found, silence).await?;
+    signatures::judge(request, &found, silence)?;
     let Found { manifest_digest, bytes: raw, manifest, config, .. } = found;
     check_platform(&config)?;
     let layers = layer::plan(&manifest, config.rootfs().diff_ids(), &keys(request)?)?;
+    nothing_more_starts()?;
     let bytes = total(&layers);
     tell(&Event::Resolved { manifest_digest: manifest_digest.clone(), layers: layers.len(), bytes });
-    let ready: HashMap<_, _> = layers.iter().filter_map(|layer| ready(layer, request, &store)).collect();
-    check_space(&store, layers.iter().filter(|layer| !ready.contains_key(layer.diff_id())))?;
+    let ready: HashMap<_, _> = layers.iter().filter_map(|layer| ready(layer, request, store)).collect();
+    check_space(store, layers.iter().filter(|layer| !ready.contains_key(layer.diff_id())))?;
 
     let (progress, budget) = (Arc::new(Progress::default()), Budget::default());
     let fetches = layers.iter().enumerate().map(async |(place, layer)| {
@@ -116,7 +142,7 @@ async fn pull(request: &Request, silence: Duration) -> Result<Pulled> {
                 progress.add(1, layer.size());
                 store.ready(verity)
             }
-            None => one(layer, &registry, &store, &budget, &progress).await?,
+            None => one(layer, &registry, store, &budget, &progress).await?,
         };
         Ok::<_, Error>((place, dir))
     });
@@ -124,7 +150,7 @@ async fn pull(request: &Request, silence: Duration) -> Result<Pulled> {
     dirs.sort_unstable();
     let layers = topmost(dirs.into_iter().map(|(_, dir)| dir));
     let ready = ready.into_values().map(|verity| (store.ready(&verity), verity)).collect();
-    let image = Image { reference: asked.clone(), manifest_digest, layers, ready, config };
+    let image = Image { reference: request.reference.clone(), manifest_digest, layers, ready, config };
     Ok(Pulled { image, manifest: raw })
 }
 

@@ -497,7 +497,7 @@ async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other() {
 }
 
 #[tokio::test]
-async fn who_talks_to_the_registry_is_nobody_and_ends_with_the_pull() {
+async fn who_pulls_may_little_and_who_talks_to_the_registry_is_nobody_and_ends_with_the_pull() {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
     let moody = Moody::start(&image, &image.layers[0], Middle::Stalls);
@@ -513,8 +513,18 @@ async fn who_talks_to_the_registry_is_nobody_and_ends_with_the_pull() {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let server: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
     let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
-    for line in ["Uid:\t65534\t65534", "Gid:\t65534\t65534", "CapEff:\t0000000000000000", "NoNewPrivs:\t1"] {
+    let confined = ["NoNewPrivs:\t1", "Seccomp:\t2"];
+    let nobody = ["Uid:\t65534\t65534", "Gid:\t65534\t65534", "CapPrm:\t0000000000000000", "CapBnd:\t0000000000000000"];
+    for line in nobody.iter().chain(&confined) {
         assert!(status.contains(line), "{line}: {status}");
+    }
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP
+    let unpacks = ["CapPrm:\t000000008820001b", "CapEff:\t000000008820001b", "CapBnd:\t000000008820001b"];
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        for line in unpacks.iter().chain(&confined) {
+            assert!(status.contains(line), "{line}: {status}");
+        }
     }
     let server = rustix::process::Pid::from_raw(server).unwrap();
     let server = rustix::process::pidfd_open(server, rustix::process::PidfdFlags::empty()).unwrap();

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 
 use serde_json::{Value, json};
 
+use crate::confine::Confinement;
 use crate::error::{Error, Kind, Result, quoted};
 use body::Source;
 use manifest::Manifest;
@@ -37,7 +38,7 @@ const MOST_OPEN: usize = 256;
 /// Serves the socket that is standard input until it is closed. `args` are the server's own and those that the client appends.
 pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
     let served = Options::parse(args).and_then(|options| {
-        options.user.map_or(Ok(()), become_user)?;
+        Confinement::of_server(options.user)?.process()?;
         Server::new(options).serve(&Socket::stdin()?)
     });
     match served {
@@ -47,21 +48,6 @@ pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Gives up root's rights: what a registry sends is parsed by somebody who may nothing but talk to it.
-fn become_user(user: u32) -> Result<()> {
-    use rustix::process::{Gid, Uid};
-    use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let fail = |error: rustix::io::Errno| Error::system(format!("become user {user}"), error);
-    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
-    // There is one thread yet; those that it makes are as it is.
-    set_thread_groups(&[]).map_err(fail)?;
-    set_thread_res_gid(gid, gid, gid).map_err(fail)?;
-    set_thread_res_uid(uid, uid, uid).map_err(fail)?;
-    set_no_new_privs(true).map_err(fail)?;
-    // Another user's death signal is forgotten (prctl(2)). Should the parent be gone already, so is the socket.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(fail)
 }
 
 /// The answer to `FindEvidence`, which no library asks for, is standard output, up to its end.
