@@ -151,6 +151,15 @@ pub struct Run {
     /// A file with USER:PASSWORD for the image's registry
     #[arg(long, value_name = "FILE")]
     pub creds_file: Option<PathBuf>,
+    /// Keep the images' blobs here and give them to guests, which check them; many pods may share it
+    #[arg(long, value_name = "DIR")]
+    pub blob_cache: Option<PathBuf>,
+    /// How much is kept there; what was not used for longest goes first
+    #[arg(long, default_value = "20G", value_name = "SIZE", requires = "blob_cache")]
+    pub blob_cache_size: Size,
+    /// Give guests blobs from here, too, and keep none: an OCI layout, or containerd's content store
+    #[arg(long = "blob-source", value_name = "DIR")]
+    pub blob_sources: Vec<PathBuf>,
     /// The guest kernel
     #[arg(long, env = "NACRE_KERNEL", value_name = "FILE")]
     pub kernel: Option<PathBuf>,

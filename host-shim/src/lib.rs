@@ -5,6 +5,7 @@
 
 pub mod accelerator;
 pub mod attach;
+pub mod blob_cache;
 pub mod cli;
 pub mod commands;
 pub mod console;

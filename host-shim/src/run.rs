@@ -12,6 +12,7 @@ use nacre_protocol::nacre::pull_status::Phase as PullPhase;
 use tokio::time::Instant as Deadline;
 
 use crate::attach::{Attachment, attach};
+use crate::blob_cache::store::Store;
 use crate::cli::Run;
 use crate::failure::Stopped;
 use crate::guest::{Guest, ProcessId};
@@ -23,8 +24,8 @@ use crate::size::Size;
 use crate::state::{Phase, Pod, Pods};
 use crate::streams::Log;
 use crate::timings::{Timings, Watch, ms};
-use crate::vmm::{Vm, VmSpec};
-use crate::{accelerator, detach, spec, terminal, volumes};
+use crate::vmm::{Vm, VmSpec, guest_calls};
+use crate::{accelerator, blob_cache, detach, spec, terminal, volumes};
 
 /// The largest file of certificates or credentials.
 const MAX_FILE: u64 = 1 << 20;
@@ -46,12 +47,17 @@ pub async fn run(pods: &Pods, run: &Run) -> Result<i32> {
     let mut progress = Progress::new(run.quiet);
     let mut timings = Timings::default();
 
+    let cache = open_cache(run, pod.dir())?;
+
     let up = tokio::select! {
-        up = bring_up(run, &layout, &mut pod, &access, &mut progress, &mut timings) => up,
+        up = bring_up(run, (&layout, cache.is_some()), &mut pod, &access, &mut progress, &mut timings) => up,
         signal = signals.stop() => Err(Stopped(signal).into()),
     };
     let (mut vm, guest) = up?;
     timings.total_ms = ms(begun.elapsed());
+    if let Some((served, filled)) = cache.as_ref().map(blob_cache::Server::bytes) {
+        progress.say(&format!("blobs: {} from the host, {} kept there", Size::of(served), Size::of(filled)));
+    }
     if let Some(path) = &run.timings_json {
         timings.write(path)?;
     }
@@ -75,7 +81,7 @@ pub async fn run(pods: &Pods, run: &Run) -> Result<i32> {
 /// From nothing to a program that runs.
 async fn bring_up(
     run: &Run,
-    layout: &Layout,
+    (layout, has_cache): (&Layout, bool),
     pod: &mut Pod,
     access: &SetRegistryAccessRequest,
     progress: &mut Progress,
@@ -92,7 +98,7 @@ async fn bring_up(
         cpus: run.cpus.whole(),
         memory: run.memory,
         disks: scratch.iter().map(Scratch::disk).collect(),
-        kernel_args: vec![format!("agent.image_pull_timeout={}", run.pull_timeout.as_secs())],
+        kernel_args: kernel_args(run, has_cache),
     };
     let deadline = Deadline::now() + run.boot_timeout;
     let vm = Vm::boot(&vm_spec, deadline).await?;
@@ -165,6 +171,23 @@ async fn create(
             }
         }
     }
+}
+
+fn kernel_args(run: &Run, has_cache: bool) -> Vec<String> {
+    let timeout = format!("agent.image_pull_timeout={}", run.pull_timeout.as_secs());
+    let cache = has_cache.then(|| format!("nacre.blob_cache_port={}", blob_cache::PORT));
+    [timeout].into_iter().chain(cache).collect()
+}
+
+/// The cache of blobs, if one is asked for, where the guest can call it.
+fn open_cache(run: &Run, dir: &Path) -> Result<Option<blob_cache::Server>> {
+    if run.blob_cache.is_none() && run.blob_sources.is_empty() {
+        return Ok(None);
+    }
+    let kept = run.blob_cache.as_deref().map(|dir| (dir, run.blob_cache_size));
+    let store = Store::open(kept, &run.blob_sources)?;
+    let tell = Box::new(|text: &str| eprintln!("nacre: {text}"));
+    blob_cache::Server::start(&guest_calls(dir, blob_cache::PORT), store, tell).map(Some)
 }
 
 fn registry_access(run: &Run) -> Result<SetRegistryAccessRequest> {

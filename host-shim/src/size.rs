@@ -26,6 +26,11 @@ impl Size {
         Self(mib.saturating_mul(MIB))
     }
 
+    /// This many bytes, which may be none.
+    pub const fn of(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
     /// In bytes.
     pub const fn bytes(self) -> u64 {
         self.0

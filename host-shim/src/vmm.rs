@@ -147,6 +147,11 @@ impl VmSpec {
     }
 }
 
+/// Where the guest of the pod in `dir` arrives when it calls the host's `port`.
+pub fn guest_calls(dir: &Path, port: u32) -> PathBuf {
+    dir.join(format!("vm.vsock_{port}"))
+}
+
 /// A program of the VM's. Dropping it ends it, and returns when it is gone.
 #[derive(Debug)]
 struct Program(Child);
@@ -176,7 +181,7 @@ impl Vm {
     /// A program that is missing or fails, or a guest that does not come up before `deadline`: with its last words.
     pub async fn boot(spec: &VmSpec, deadline: Instant) -> Result<Vm> {
         let vsock = spec.vsock();
-        let ready = spec.dir.join(format!("vm.vsock_{READY_PORT}"));
+        let ready = guest_calls(&spec.dir, READY_PORT);
         let listener = UnixListener::bind(&ready).with_context(|| format!("listen on {}", ready.display()))?;
         let device = start_device(spec).await?;
         let tsc_khz = nacre_sys::tsc::frequency_khz(TSC_WINDOW);

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -72,7 +73,11 @@ pub async fn stream(address: &Address, deadline: Instant) -> Result<Stream, Conn
     }
 }
 
-async fn dial(address: &Address) -> io::Result<Stream> {
+/// Connects without speaking, at the first attempt.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn dial(address: &Address) -> io::Result<Stream> {
     Ok(match address {
         Address::Vsock { cid, port } => Stream::Vsock(VsockStream::connect(VsockAddr::new(*cid, *port)).await?),
         Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
@@ -131,6 +136,19 @@ pub fn listen(address: &Address) -> io::Result<Listener> {
             format!("listen on {address}: a hybrid address is the VMM's; listen on vsock or unix"),
         )),
         other => Listener::bind(other.to_string()),
+    }
+}
+
+impl Stream {
+    /// The connection itself, for a thread that may wait for it.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub fn to_fd(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Unix(stream) => stream.as_fd().try_clone_to_owned(),
+            Self::Vsock(stream) => stream.as_fd().try_clone_to_owned(),
+        }
     }
 }
 

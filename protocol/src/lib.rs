@@ -1,10 +1,11 @@
 //! The contract between host and guest.
 //!
 //! [`generated`] holds the Kata agent API, our own service and the key providers' one, made at build time from `proto/`. [`address`] and [`connect`] say
-//! where an agent is and how to reach it; [`convert`] turns the wire's OCI messages into the specification's types and back. Nothing
-//! here knows what either side does with a request.
+//! where an agent is and how to reach it; [`convert`] turns the wire's OCI messages into the specification's types and back; [`blob_cache`] is
+//! apart from all that: what a guest and the host's cache of blobs say to each other. Nothing here knows what either side does with a request.
 
 pub mod address;
+pub mod blob_cache;
 pub mod connect;
 pub mod convert;
 

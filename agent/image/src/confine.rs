@@ -50,14 +50,14 @@ pub(crate) struct Confinement {
 }
 
 impl Confinement {
-    /// A worker's: it writes below `store`, reads nothing else, and starts nothing.
-    pub(crate) fn of_worker(store: &Path) -> Result<Confinement> {
+    /// A worker's: it writes below `store`, reads nothing else, and starts nothing. It calls nobody but by sockets of `family`, which are a cache's.
+    pub(crate) fn of_worker(store: &Path, family: Option<i32>) -> Result<Confinement> {
         let all = AccessFs::from_all(RULES);
         let inside = all & !(AccessFs::Execute | AccessFs::IoctlDev);
         let root = PathFd::new(store).map_err(failed("open the image store"))?;
         let paths = Ruleset::default().handle_access(all).and_then(Ruleset::create);
         let paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, inside)));
-        Confinement::new(None, UNPACKING, paths, calls::worker())
+        Confinement::new(None, UNPACKING, paths, calls::worker(family))
     }
 
     /// A server's: it writes nothing, and is `user` from now on. One that stays root may read what is somebody's.

@@ -4,19 +4,21 @@
 //! Between them a few pieces go round, no more: that bounds the memory of a pull whatever the size of its layers.
 
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use oci_spec::image::{Descriptor, ImageManifest};
 
+use crate::cache::{Cache, Offer, Offered};
 use crate::error::{Error, Kind, Result, quoted};
 use crate::ocicrypt::{Encrypted, Keys, PrivateOptions};
 use crate::ready::{self, Known, Verity};
 use crate::reference::{self, Sha256};
 use crate::registry::Registry;
-use crate::store::Store;
-use crate::stream::{Counted, Decoder, Filler, Hashed, Pieces, belt};
+use crate::store::{Partial, Store};
+use crate::stream::{Counted, Decoder, Filler, Hashed, Pieces, Watched, belt};
 use crate::unpack;
 
 /// The most layers of an image, which is what overlayfs takes. Docker's engine stops at 127, other builders do not.
@@ -55,13 +57,35 @@ struct Lock {
     options: PrivateOptions,
 }
 
-/// How many bytes all layers of an image may still unpack to.
+/// How many bytes all layers of an image may still unpack to, and how many of them one layer has drawn.
 #[derive(Debug, Clone)]
-pub(crate) struct Budget(Arc<AtomicU64>);
+pub(crate) struct Budget {
+    left: Arc<AtomicU64>,
+    drawn: Arc<AtomicU64>,
+}
 
 impl Default for Budget {
     fn default() -> Budget {
-        Budget(Arc::new(AtomicU64::new(MAX_UNPACKED)))
+        Budget { left: Arc::new(AtomicU64::new(MAX_UNPACKED)), drawn: Arc::default() }
+    }
+}
+
+impl Budget {
+    /// One layer's part of it.
+    fn part(&self) -> Budget {
+        Budget { left: self.left.clone(), drawn: Arc::default() }
+    }
+
+    /// Whether there was as much.
+    fn draw(&self, bytes: u64) -> bool {
+        let is_enough = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok();
+        self.drawn.fetch_add(if is_enough { bytes } else { 0 }, Relaxed);
+        is_enough
+    }
+
+    /// What a layer has drawn that is fetched once more.
+    fn give_back(&self) {
+        self.left.fetch_add(self.drawn.swap(0, Relaxed), Relaxed);
     }
 }
 
@@ -139,26 +163,50 @@ impl Layer {
         store.layer(&self.diff_id)
     }
 
-    /// Fetches it into the store. `arrived` hears how many bytes come.
+    /// Fetches it into the store: from the cache, or from the registry. `arrived` hears how many bytes come.
     pub(crate) async fn fetch(
         &self,
-        registry: &Registry,
+        (registry, cache): (&Registry, &Cache),
         store: &Store,
-        budget: Budget,
+        budget: &Budget,
         arrived: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<PathBuf> {
-        let name = self.blob.digest();
-        let about = |error: Error| error.context(format!("layer {name}"));
-        let (bytes, ended) = registry.blob(&self.blob).await.map_err(about)?;
-        let (partial, lock) = (store.begin()?, self.lock.clone());
-        let unpacking = tokio::task::spawn_blocking(move || {
-            let pass = Pass::over(Told { inner: bytes, arrived }, lock.as_deref(), &partial.root(), budget);
-            (partial, pass)
+        let about = |error: Error| error.context(format!("layer {}", self.blob.digest()));
+        let arrived = Arc::new(Arrived { most: AtomicU64::new(0), tell: arrived });
+        let cached = cache.attempt(&self.blob, self.lock.is_some(), async |bytes| {
+            let drawn = budget.part();
+            let (partial, pass, _) = self.pass(bytes, None, store, drawn.clone(), arrived.clone()).await?;
+            let judged = self.judge(pass, std::future::ready(Ok(()))).await;
+            judged.and_then(|()| store.keep(partial, &self.diff_id)).inspect_err(|_| drawn.give_back())
         });
-        let internal = |error: tokio::task::JoinError| Error::new(Kind::Internal, format!("unpack a layer: {error}"));
-        let (partial, pass) = unpacking.await.map_err(internal)?;
+        let wanted = match cached.await.map_err(about)? {
+            ControlFlow::Break(dir) => return Ok(dir),
+            ControlFlow::Continue(wanted) => wanted,
+        };
+        let (bytes, ended) = registry.blob(&self.blob).await.map_err(about)?;
+        let (partial, pass, offered) = self.pass(bytes, wanted, store, budget.part(), arrived).await?;
         self.judge(pass, ended).await.map_err(about)?;
+        cache.offered(&self.blob, offered);
         store.keep(partial, &self.diff_id)
+    }
+
+    /// One pass over its bytes, on threads that may wait for them; and how it went to offer them to the cache.
+    async fn pass<F: Fn(u64) + Send + Sync + 'static>(
+        &self,
+        bytes: io::Take<Watched>,
+        wanted: Option<Offer>,
+        store: &Store,
+        budget: Budget,
+        arrived: Arc<Arrived<F>>,
+    ) -> Result<(Partial, Pass, io::Result<()>)> {
+        let (partial, lock, digest) = (store.begin()?, self.lock.clone(), self.digest);
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let mut source = Told { inner: Offered::new(bytes, wanted), arrived, bytes: 0 };
+            let pass = Pass::over(&mut source, lock.as_deref(), &partial.root(), budget);
+            let offered = source.inner.finish(pass.digest == digest);
+            (partial, pass, offered)
+        });
+        unpacking.await.map_err(|error| Error::new(Kind::Internal, format!("unpack a layer: {error}")))
     }
 
     async fn judge(&self, pass: Pass, ended: impl Future<Output = Result<()>>) -> Result<()> {
@@ -260,16 +308,25 @@ impl Read for Failing {
     }
 }
 
+/// Hears how much of a layer has come. What comes once more is not told twice.
+struct Arrived<F> {
+    most: AtomicU64,
+    tell: F,
+}
+
 /// A reader that tells how much has come.
 struct Told<R, F> {
     inner: R,
-    arrived: F,
+    arrived: Arc<Arrived<F>>,
+    bytes: u64,
 }
 
 impl<R: Read, F: Fn(u64)> Read for Told<R, F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        (self.arrived)(n as u64);
+        self.bytes = self.bytes.saturating_add(n as u64);
+        let before = self.arrived.most.fetch_max(self.bytes, Relaxed);
+        (self.arrived.tell)(self.bytes.saturating_sub(before));
         Ok(n)
     }
 }
@@ -285,9 +342,9 @@ struct Limited<'a, R: Read> {
 impl<R: Read> Read for Limited<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        let left = self.budget.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(n as u64));
-        let over = |_| Error::bad_image(format!("the image unpacks to more than {} GiB", MAX_UNPACKED >> 30));
-        left.map_err(over)?;
+        if !self.budget.draw(n as u64) {
+            return Err(Error::bad_image(format!("the image unpacks to more than {} GiB", MAX_UNPACKED >> 30)).into());
+        }
         self.unpacked = self.unpacked.saturating_add(n as u64);
         // What was read, not what the manifest promises: a bomb would promise much.
         let compressed = self.inner.source().passed();
@@ -345,9 +402,18 @@ mod tests {
 
     #[test]
     fn an_image_that_unpacks_to_too_much_is_stopped() {
-        let budget = Budget(Arc::new(AtomicU64::new(10)));
+        let budget = Budget { left: Arc::new(AtomicU64::new(10)), drawn: Arc::default() };
         let error = read_all(io::repeat(0), budget, GROWTH).unwrap_err();
         assert!(error.kind == Kind::BadImage && error.message.contains("the image unpacks to more than"), "{error}");
+    }
+
+    #[test]
+    fn what_a_liar_makes_a_layer_unpack_to_is_given_back() {
+        let budget = Budget::default();
+        let part = budget.part();
+        assert!(read_all(io::repeat(0).take(1 << 20), part.clone(), GROWTH).is_ok() && budget.draw(1));
+        part.give_back();
+        assert_eq!(budget.left.load(Relaxed), MAX_UNPACKED - 1);
     }
 
     /// How many bytes come out of a layer.

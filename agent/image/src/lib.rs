@@ -14,6 +14,7 @@ pub mod access;
 
 mod confine;
 
+mod cache;
 mod reference;
 mod registry;
 
@@ -98,15 +99,19 @@ pub struct Request {
     /// Ready-made layers that are known beforehand.
     #[serde(default)]
     pub known: Vec<Known>,
+    /// Where the host's cache of blobs is, which is asked first: `vsock://CID:PORT` or `unix:///PATH`.
+    #[serde(default)]
+    pub blob_cache: Option<String>,
 }
 
 impl fmt::Debug for Request {
     /// Without what is secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Request { reference, store, skip_tls_verification, require_digest, server, .. } = self;
+        let Request { reference, store, skip_tls_verification, require_digest, server, blob_cache, .. } = self;
         let mut shown = f.debug_struct("Request");
         shown.field("reference", reference).field("store", store).field("server", server);
         shown.field("skip_tls_verification", skip_tls_verification).field("require_digest", require_digest);
+        shown.field("blob_cache", blob_cache);
         shown.finish_non_exhaustive()
     }
 }
@@ -157,6 +162,11 @@ pub enum Event {
         layers_done: usize,
         /// Compressed bytes that were fetched, or not needed.
         bytes_done: u64,
+    },
+    /// The host's cache of blobs did something wrong, and the pull goes on without it.
+    Cache {
+        /// What it did, and for which blob.
+        message: String,
     },
     /// It is done.
     Done(Box<Image>),

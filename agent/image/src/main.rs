@@ -13,7 +13,7 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
 
   nacre-pull pull [--store DIR] [--ca FILE] [--creds-file FILE | --auth-file FILE] [--registries-conf FILE]
                   [--policy FILE] [--registries-d DIR] [--require-digest] [--decryption-key FILE]... [--key-providers FILE]
-                  [--insecure] [--skopeo] [--silence SECONDS] REFERENCE
+                  [--insecure] [--skopeo] [--silence SECONDS] [--blob-cache ADDRESS] REFERENCE
   nacre-pull seal --out DIR [--manifest NAME] [as pull] REFERENCE
   nacre-pull worker [SECONDS]
   nacre-pull proxy experimental-image-proxy
@@ -33,6 +33,8 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
   --registries-d DIR  where signatures by GPG are kept: containers-registries.d(5)
   --require-digest    refuse a name without a digest
   --skopeo            let skopeo (1.19 or later) talk to the registry
+  --blob-cache ADDRESS
+                      a cache of blobs to ask first, which need not be trusted: unix:///PATH or vsock://CID:PORT
   --silence SECONDS   how long the registry may send nothing; the default is 30
 
 Sealed layers can be attached to guests, which then fetch and unpack nothing (nacre run --layers DIR):
@@ -87,6 +89,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
         server: Server::Own,
         attached: Vec::new(),
         known: Vec::new(),
+        blob_cache: None,
     };
     let mut silence = SILENCE;
     while let Some(arg) = args.next() {
@@ -99,6 +102,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<(Request, Duration), 
             "--require-digest" => request.require_digest = true,
             "--registries-d" => request.lookaside = nacre_pull::access::lookaside::read(Path::new(&value()?))?,
             "--policy" => request.policy = Some(read(&value()?)?),
+            "--blob-cache" => request.blob_cache = Some(value()?),
             "--skopeo" => request.server = Server::Skopeo,
             "--insecure" => request.skip_tls_verification = true,
             "--store" => request.store = value()?.into(),

@@ -4,7 +4,8 @@
 //! registry lies about a size, and older servers enforce no policy, so they are refused.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,8 +20,9 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
+use crate::cache::{Cache, Offered};
 use crate::error::{Error, Kind, Result, from_proxy};
-use crate::stream::Watched;
+use crate::stream::{LEAST, Patience, Watched};
 use crate::{Auth, Request, Server, reference};
 
 /// How much longer than the registry its server may be silent: it tries again, waits between, and says itself that the registry is silent.
@@ -85,7 +87,7 @@ impl Registry {
     ///
     /// The server chooses the manifest for this machine from an index, whose digest it has checked when the reference has one. skopeo converts a
     /// manifest in Docker's format, so that only skopeo can check it; our own server does not.
-    pub(crate) async fn find(&self, reference: &str) -> Result<Found> {
+    pub(crate) async fn find(&self, reference: &str, cache: &Cache) -> Result<Found> {
         let act = "read the manifest";
         let (digest, bytes) = patiently(self.silence, act, self.proxy.fetch_manifest_raw_oci(&self.image)).await?;
         bounded("manifest", bytes.len() as u64, MAX_MANIFEST)?;
@@ -99,28 +101,33 @@ impl Registry {
         if !is_config(kind) {
             return Err(Error::bad_image(format!("{reference} is no container image: its configuration is {kind}")));
         }
-        let config = if as_served { self.small(manifest.config()).await? } else { self.converted(&manifest).await? };
+        let config = match as_served {
+            true => self.config(manifest.config(), cache).await?,
+            false => self.converted(&manifest).await?,
+        };
         let config = serde_json::from_slice(&config)
             .map_err(|error| Error::bad_image(format!("the image's configuration makes no sense: {error}")))?;
         Ok(Found { manifest_digest: digest, bytes, as_served, manifest, config })
     }
 
-    /// A blob that fits into memory, checked.
-    async fn small(&self, blob: &Descriptor) -> Result<Vec<u8>> {
+    /// The configuration, checked: from the cache, or from the registry.
+    async fn config(&self, blob: &Descriptor, cache: &Cache) -> Result<Vec<u8>> {
         bounded("configuration", blob.size(), MAX_CONFIG)?;
-        let (mut reader, ended) = self.blob(blob).await.map_err(|error| error.context("the configuration"))?;
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = Vec::new();
-            std::io::Read::read_to_end(&mut reader, &mut bytes).map(|_| bytes)
-        });
-        let internal = |error: tokio::task::JoinError| Error::new(Kind::Internal, format!("read a blob: {error}"));
-        let bytes = read.await.map_err(internal)?.map_err(|error| Error::reading("read the configuration", error))?;
+        let cached = cache.attempt(blob, false, async |bytes| checked(read(bytes).await?, blob)).await?;
+        let wanted = match cached {
+            ControlFlow::Break(bytes) => return Ok(bytes),
+            ControlFlow::Continue(wanted) => wanted,
+        };
+        let (reader, ended) = self.blob(blob).await.map_err(|error| error.context("the configuration"))?;
+        let bytes = read(reader).await?;
         ended.await?;
-        if matches(&bytes, blob.digest().as_ref())? {
-            Ok(bytes)
-        } else {
-            Err(corrupt("the configuration", blob.digest()))
+        let bytes = checked(bytes, blob)?;
+        if wanted.is_some() {
+            let mut offered = Offered::new(io::Cursor::new(bytes.clone()), wanted);
+            let send = move || io::copy(&mut offered, &mut io::sink()).and_then(|_| offered.finish(true));
+            cache.offered(blob, tokio::task::spawn_blocking(send).await.map_err(io::Error::from).flatten());
         }
+        Ok(bytes)
     }
 
     /// The configuration of a converted manifest: skopeo makes a new one, which is in no registry.
@@ -136,14 +143,35 @@ impl Registry {
     pub(crate) async fn blob(
         &self,
         blob: &Descriptor,
-    ) -> Result<(std::io::Take<Watched>, impl Future<Output = Result<()>> + use<'_>)> {
+    ) -> Result<(io::Take<Watched>, impl Future<Output = Result<()>> + use<'_>)> {
         let act = "fetch it";
         let (_, file, ended) =
             patiently(self.silence, act, self.proxy.get_raw_blob(&self.image, blob.digest())).await?;
-        let pipe = Watched::new(file.into_std().await, self.silence * MOST_TRIES + GRACE);
+        let pipe = Watched::new(file.into_std().await, Patience::new(self.silence * MOST_TRIES + GRACE, LEAST));
         let ended = async move { ended.await.map_err(|error: GetBlobError| from_proxy(act, &error.to_string())) };
-        Ok((std::io::Read::take(pipe, blob.size()), ended))
+        Ok((io::Read::take(pipe, blob.size()), ended))
     }
+}
+
+/// A blob that fits into memory.
+async fn read(mut reader: impl io::Read + Send + 'static) -> Result<Vec<u8>> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let broken = |error: io::Error| Error::new(Kind::Stalled, format!("read the configuration: {error}: try again"));
+    let internal = |error: tokio::task::JoinError| Error::new(Kind::Internal, format!("read a blob: {error}"));
+    read.await.map_err(internal)?.map_err(|error| error.downcast::<Error>().unwrap_or_else(broken))
+}
+
+fn checked(bytes: Vec<u8>, blob: &Descriptor) -> Result<Vec<u8>> {
+    if matches(&bytes, blob.digest().as_ref())? {
+        return Ok(bytes);
+    }
+    if (bytes.len() as u64) < blob.size() {
+        return Err(Error::new(Kind::Stalled, "the configuration ended early: try again"));
+    }
+    Err(corrupt("the configuration", blob.digest()))
 }
 
 /// Whether it is a container image's configuration, in OCI's words or Docker's.
@@ -243,13 +271,13 @@ fn alone(mut command: Command) -> Command {
     command
 }
 
-fn auth_file(reference: &str, auth: &Auth) -> std::io::Result<File> {
+fn auth_file(reference: &str, auth: &Auth) -> io::Result<File> {
     let pair = STANDARD.encode(format!("{}:{}", auth.username, auth.password));
     let json = serde_json::json!({ "auths": { reference::registry(reference): { "auth": pair } } });
     in_memory("auth.json", &json.to_string())
 }
 
-fn in_memory(name: &str, text: &str) -> std::io::Result<File> {
+fn in_memory(name: &str, text: &str) -> io::Result<File> {
     let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
     file.write_all(text.as_bytes())?;
     Ok(file)
@@ -259,7 +287,7 @@ fn path_of(file: &File) -> PathBuf {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()).into()
 }
 
-fn certificate_directory(pem: &str) -> std::io::Result<TempDir> {
+fn certificate_directory(pem: &str) -> io::Result<TempDir> {
     let dir = tempfile::tempdir()?;
     fs::write(dir.path().join("ca.crt"), pem)?;
     Ok(dir)

@@ -18,7 +18,7 @@ use crate::access::lookaside::Lookaside;
 use crate::error::{Error, Kind, Result};
 use crate::policy::{Named, Policy, Signature, Wanted};
 use crate::registry::{Access, Found};
-use crate::stream::Watched;
+use crate::stream::{LEAST, Patience, Watched};
 use crate::{Request, limited, reference};
 
 /// The most that is read of signatures.
@@ -202,7 +202,7 @@ fn ask(mut command: Command, question: &[String; 3], silence: Duration) -> Resul
     std::fs::File::from(ours.try_clone().map_err(|error| Error::system("ask the registry client", error))?)
         .write_all(packet.as_bytes())
         .map_err(|error| Error::system("ask the registry client", error))?;
-    let watched = Watched::new(std::fs::File::from(OwnedFd::from(read)), silence * PATIENCE);
+    let watched = Watched::new(std::fs::File::from(OwnedFd::from(read)), Patience::new(silence * PATIENCE, LEAST));
     let mut answer = Vec::new();
     let result = watched.take(MAX_ANSWER).read_to_end(&mut answer);
     drop(ours);

@@ -14,22 +14,53 @@ use crate::error::{Error, Kind};
 /// zstd windows above 32 MiB are refused, for the sender chooses a decoder's memory: levels to 20 need no more.
 const MAX_WINDOW_LOG: u32 = 25;
 
-/// The least that must come while we wait for as long as the writer may be silent: less is to hold us up.
-const LEAST: u64 = 64 << 10;
+/// The least that a registry must send while we wait for as long as it may be silent: less is to hold us up.
+pub(crate) const LEAST: u64 = 64 << 10;
 
-/// The reading end of a pipe whose writer may not be silent for too long, nor nearly so.
+/// How long another may keep us waiting, and the least that must pass meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    limit: Duration,
+    least: u64,
+    /// How long we have waited, and what has passed meanwhile.
+    waited: Duration,
+    passed: u64,
+}
+
+impl Patience {
+    pub(crate) const fn new(limit: Duration, least: u64) -> Patience {
+        Patience { limit, least, waited: Duration::ZERO, passed: 0 }
+    }
+
+    /// How long one wait may be.
+    pub(crate) fn limit(&self) -> Timespec {
+        let seconds = i64::try_from(self.limit.as_secs()).unwrap_or(i64::MAX);
+        Timespec { tv_sec: seconds, tv_nsec: self.limit.subsec_nanos().into() }
+    }
+
+    /// Whether it lasts when `bytes` have passed after another wait. Only waiting counts: the time between two is ours.
+    pub(crate) fn bears(&mut self, waited: Duration, bytes: u64) -> bool {
+        self.waited += waited;
+        self.passed += bytes;
+        if self.waited < self.limit {
+            return true;
+        }
+        let enough = self.passed >= self.least;
+        (self.waited, self.passed) = (Duration::ZERO, 0);
+        enough
+    }
+}
+
+/// The reading end of a pipe or a connection whose writer may not be silent for too long, nor nearly so.
 #[derive(Debug)]
 pub(crate) struct Watched {
     pipe: File,
-    patience: Duration,
-    /// How long we have waited, and what has come meanwhile.
-    waited: Duration,
-    came: u64,
+    patience: Patience,
 }
 
 impl Watched {
-    pub(crate) fn new(pipe: File, patience: Duration) -> Watched {
-        Watched { pipe, patience, waited: Duration::ZERO, came: 0 }
+    pub(crate) fn new(pipe: File, patience: Patience) -> Watched {
+        Watched { pipe, patience }
     }
 }
 
@@ -37,22 +68,14 @@ impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let stalled =
             |what| io::Error::from(Error::new(Kind::Stalled, format!("the registry has sent {what}: try again")));
-        let seconds = i64::try_from(self.patience.as_secs()).unwrap_or(i64::MAX);
-        let limit = Timespec { tv_sec: seconds, tv_nsec: self.patience.subsec_nanos().into() };
-        let begun = Instant::now();
+        let (begun, limit) = (Instant::now(), self.patience.limit());
         let mut ready = [PollFd::new(&self.pipe, PollFlags::IN)];
         if rustix::io::retry_on_intr(|| poll(&mut ready, Some(&limit)))? == 0 {
             return Err(stalled("nothing for too long"));
         }
         let n = self.pipe.read(buffer)?;
-        // Only waiting counts: the time between two reads is ours.
-        self.waited += begun.elapsed();
-        self.came += n as u64;
-        if self.waited >= self.patience {
-            if n > 0 && self.came < LEAST {
-                return Err(stalled("too little for too long"));
-            }
-            (self.waited, self.came) = (Duration::ZERO, 0);
+        if !self.patience.bears(begun.elapsed(), n as u64) && n > 0 {
+            return Err(stalled("too little for too long"));
         }
         Ok(n)
     }
@@ -282,7 +305,8 @@ mod tests {
     #[test]
     fn who_is_silent_for_too_long_is_not_waited_for() {
         let (read, _write) = io::pipe().unwrap();
-        let mut watched = Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Duration::from_millis(10));
+        let mut watched =
+            Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Patience::new(Duration::from_millis(10), LEAST));
         assert_eq!(Error::reading("", watched.read(&mut [0]).unwrap_err()).kind, Kind::Stalled);
 
         // Nor who says next to nothing.
@@ -292,7 +316,10 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(5)); // that is the fault to be noticed
             }
         });
-        let mut watched = Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Duration::from_millis(100));
+        let mut watched = Watched::new(
+            File::from(std::os::fd::OwnedFd::from(read)),
+            Patience::new(Duration::from_millis(100), LEAST),
+        );
         let error = io::copy(&mut watched, &mut io::sink()).unwrap_err();
         assert_eq!(Error::reading("", error).kind, Kind::Stalled);
         drop(watched);

@@ -12,6 +12,7 @@ use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::Serialize;
 
 use crate::access::registries::Registries;
+use crate::cache::Cache;
 use crate::confine::Confinement;
 use crate::error::{Error, Kind, Result};
 use crate::layer::{self, Budget, Layer};
@@ -82,13 +83,14 @@ pub(crate) fn pull_now(asked: &Request, silence: Duration, then: Then) -> Result
     let request = with_full_name(asked)?;
     tell(&Event::Resolving);
     let store = Store::open(&request.store)?;
-    let confinement = Arc::new(Confinement::of_worker(&request.store)?);
+    let cache = Cache::of(&request, tell)?;
+    let confinement = Arc::new(Confinement::of_worker(&request.store, cache.family())?);
     let of_threads = confinement.clone();
     let begin = move || of_threads.thread().unwrap_or_else(give_up);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(begin).build();
     let runtime = runtime.map_err(|error| Error::system("start", error))?;
     let nothing_more_starts = || if then == Then::End { confinement.process() } else { Ok(()) };
-    let result = runtime.block_on(pull(&request, &store, nothing_more_starts, silence));
+    let result = runtime.block_on(pull(&request, (&store, &cache), nothing_more_starts, silence));
     // Dropping it would wait for the registry's server, which may itself wait for a registry that is silent.
     runtime.shutdown_timeout(CLEAN_WITHIN);
     let named = |image| Image { reference: asked.reference.clone(), ..image };
@@ -118,12 +120,12 @@ pub(crate) fn tell(event: &impl Serialize) {
 
 async fn pull(
     request: &Request,
-    store: &Store,
+    (store, cache): (&Store, &Cache),
     nothing_more_starts: impl FnOnce() -> Result<()>,
     silence: Duration,
 ) -> Result<Pulled> {
     let registry = Registry::open(request, silence).await?;
-    let found = registry.find(&request.reference).await?;
+    let found = registry.find(&request.reference, cache).await?;
     // Before anything of it is used, also what the store has already.
     signatures::judge(request, &found, silence)?;
     let Found { manifest_digest, bytes: raw, manifest, config, .. } = found;
@@ -142,7 +144,7 @@ async fn pull(
                 progress.add(1, layer.size());
                 store.ready(verity)
             }
-            None => one(layer, &registry, store, &budget, &progress).await?,
+            None => one(layer, (&registry, cache), store, &budget, &progress).await?,
         };
         Ok::<_, Error>((place, dir))
     });
@@ -193,7 +195,7 @@ fn keys(request: &Request) -> Result<Keys> {
 
 async fn one(
     layer: &Layer,
-    registry: &Registry,
+    from: (&Registry, &Cache),
     store: &Store,
     budget: &Budget,
     progress: &Arc<Progress>,
@@ -203,7 +205,7 @@ async fn one(
         return Ok(dir);
     }
     let heard = progress.clone();
-    let dir = layer.fetch(registry, store, budget.clone(), move |bytes| heard.add(0, bytes)).await?;
+    let dir = layer.fetch(from, store, budget, move |bytes| heard.add(0, bytes)).await?;
     progress.add(1, 0);
     Ok(dir)
 }

@@ -1,5 +1,6 @@
 //! Pulls from real registries, by the worker as the agent starts it.
 
+mod cache;
 mod fixture;
 mod gpg;
 mod ocicrypt;
@@ -45,6 +46,7 @@ fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
         server: Server::Own,
         attached: Vec::new(),
         known: Vec::new(),
+        blob_cache: None,
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Config {
     pub https_proxy: Option<String>,
     /// See `https_proxy`.
     pub no_proxy: Option<String>,
+    /// The host's vsock port where its cache of blobs is.
+    pub blob_cache_port: Option<u32>,
     /// How long to wait for a device that was plugged in.
     pub hotplug_timeout: Duration,
     /// The host's vsock port to call once initialisation is done.
@@ -74,6 +76,7 @@ impl Default for Config {
             prefetch: Vec::new(),
             https_proxy: None,
             no_proxy: None,
+            blob_cache_port: None,
             hotplug_timeout: Duration::from_secs(3),
             ready_port: None,
             cgroup_v1: false,
@@ -114,6 +117,7 @@ const KEYS: &[(&str, Setter)] = &[
     ("nacre.prefetch", |c, v| set(&mut c.prefetch, prefetch::of_value(v))),
     ("agent.https_proxy", |c, v| set(&mut c.https_proxy, text(v))),
     ("agent.no_proxy", |c, v| set(&mut c.no_proxy, text(v))),
+    ("nacre.blob_cache_port", |c, v| set(&mut c.blob_cache_port, number(v).map(port))),
     ("agent.hotplug_timeout", |c, v| set(&mut c.hotplug_timeout, seconds(v))),
     ("nacre.ready_port", |c, v| set(&mut c.ready_port, number(v).map(port))),
     // The unified hierarchy is the default here, so what Kata's hosts send to ask for it changes nothing.
@@ -239,7 +243,7 @@ mod tests {
              agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
              agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
-             nacre.image_store=zram nacre.image_store_size=1G",
+             nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031",
         );
         assert_eq!(complaints, []);
         let expected = Config {
@@ -256,6 +260,7 @@ mod tests {
             prefetch: vec!["a:1".into(), "r.example/b".into()],
             https_proxy: Some("http://proxy:3128".into()),
             no_proxy: Some("10.0.0.0/8".into()),
+            blob_cache_port: Some(1031),
             hotplug_timeout: Duration::from_secs(9),
             ready_port: Some(1030),
             cgroup_v1: false,
@@ -273,6 +278,7 @@ mod tests {
             "agent.image_policy_file=https://x",
             "agent.container_pipe_size=9999999999",
             "agent.image_pull_timeout=0",
+            "nacre.blob_cache_port=unix",
             "agent.hotplug_timeout=3s",
             "nacre.image_store=floppy",
             "nacre.image_store_size=big",

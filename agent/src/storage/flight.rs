@@ -150,6 +150,7 @@ impl Flight {
                 status.layers_done = u32::try_from(*layers_done).unwrap_or(u32::MAX);
                 status.bytes_done = *bytes_done;
             }),
+            Event::Cache { message } => tracing::warn!(image = self.request.reference, "{message}"),
             // The end is told by the worker's result.
             Event::Done(_) | Event::Failed { .. } => {}
         }

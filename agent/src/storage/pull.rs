@@ -282,6 +282,7 @@ impl Pulls {
             server: nacre_pull::Server::Own,
             attached: Vec::new(),
             known: Vec::new(),
+            blob_cache: self.settings.rules.blob_cache.clone(),
         }
     }
 

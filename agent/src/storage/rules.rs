@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
+use nacre_protocol::address::Address;
+
 use crate::config::{Config, prefetch};
 
 /// Where the rules are, unless the kernel's command line names another file.
@@ -14,6 +16,9 @@ const REGISTRIES_D: &str = "/etc/containers/registries.d";
 const AUTH: &str = "/etc/containers/auth.json";
 const KEY_PROVIDERS: &str = "/etc/ocicrypt_config.json";
 const PREFETCH: &str = "/etc/nacre/prefetch";
+
+/// The host's vsock CID (vsock(7)).
+const HOST: u32 = 2;
 
 /// The largest file of rules.
 const MAX_RULES: u64 = 1 << 20;
@@ -40,6 +45,8 @@ pub struct Rules {
     pub environment: Vec<(&'static str, String)>,
     /// Images to pull before a container asks for them: the image's, then the command line's.
     pub prefetch: Vec<String>,
+    /// Where the host's cache of blobs is. It is no rule, and can't break one: digests say what a blob is.
+    pub blob_cache: Option<String>,
 }
 
 impl Rules {
@@ -76,6 +83,7 @@ impl Rules {
             auth_file: auth_file.unwrap_or_default(),
             key_providers: key_providers.unwrap_or_default(),
             environment: environment.into_iter().flatten().collect(),
+            blob_cache: config.blob_cache_port.map(|port| Address::Vsock { cid: HOST, port }.to_string()),
             prefetch: prefetched(root).into_iter().chain(config.prefetch.iter().cloned()).collect(),
         }
     }

@@ -179,10 +179,13 @@ const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS;
 
-/// The filters of a worker that has started all that it is going to.
-pub(super) fn worker() -> Result<[BpfProgram; 2]> {
+/// The filters of a worker that has started all that it is going to. A host's cache is called anew for each blob.
+pub(super) fn worker(family: Option<i32>) -> Result<[BpfProgram; 2]> {
     let mut calls = Calls::default();
     calls.always(&[RUNTIME, INPUT_OUTPUT, OLD, UNPACKING, OLD_UNPACKING]).threads()?.own()?;
+    if let Some(family) = family {
+        calls.always(&[&[libc::SYS_connect]]).one_of(libc::SYS_socket, 0, &[family])?;
+    }
     // Code comes from the program alone.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         calls.when(call, 2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0)?;

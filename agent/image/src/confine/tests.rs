@@ -42,7 +42,7 @@ const REFUSED: i32 = 41;
 fn confined() {
     let var = |name: &str| std::env::var(name).unwrap();
     let confinement = match var("CONFINED_AS").as_str() {
-        "worker" => Confinement::of_worker(Path::new("store")),
+        "worker" => Confinement::of_worker(Path::new("store"), None),
         "server" => Confinement::of_server(None),
         _ => Confinement::of_server(Some(65534)),
     };
