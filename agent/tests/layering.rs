@@ -48,6 +48,16 @@ fn read(path: &Path, into: &mut String) {
 }
 
 #[test]
+fn the_image_engine_knows_of_the_protocol_what_it_needs_to_reach_a_cache_and_no_rpc() {
+    let mut text = String::new();
+    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("image/src"), &mut text);
+    let used: BTreeSet<_> =
+        text.split("nacre_protocol::").skip(1).map(|rest| rest.split(':').next().unwrap()).collect();
+    let allowed = ["address", "blob_cache", "connect"];
+    assert!(used.iter().all(|module| allowed.iter().any(|name| module.starts_with(name))), "{used:?}");
+}
+
+#[test]
 fn every_module_uses_only_what_it_may() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for entry in fs::read_dir(src).unwrap() {

@@ -1,5 +1,6 @@
 //! A registry on loopback: Debian's docker-registry, with TLS and, where asked for, a password.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -51,7 +52,8 @@ impl Registry {
         fs::write(&path, config).context("write the registry's configuration")?;
         let log = fs::File::create(dir.path().join("log")).context("make the registry's log")?;
         let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let access = fs::File::create(dir.path().join("access")).context("make the registry's log")?;
+        command.arg("serve").arg(path).stdin(Stdio::null()).stdout(access).stderr(log);
         // Tests run on threads of their own, which end before the registry does: no lifeline, but a drop.
         let child = command.spawn().context("start docker-registry")?;
         let mut registry = Registry { child, dir, port };
@@ -109,6 +111,21 @@ impl Registry {
         let output = command.output().context("run skopeo")?;
         ensure!(output.status.success(), "push {name}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
+    }
+
+    /// How often each blob was fetched, by digest.
+    ///
+    /// # Errors
+    /// A log that can't be read.
+    pub fn fetched(&self) -> Result<BTreeMap<String, usize>> {
+        let log = fs::read_to_string(self.dir.path().join("access")).context("read the registry's log")?;
+        let blob = |line: &str| {
+            let path = line.split("\"GET ").nth(1)?.split(' ').next()?;
+            path.split_once("/blobs/").map(|(_, digest)| digest.to_string())
+        };
+        let mut fetched = BTreeMap::new();
+        log.lines().filter_map(blob).for_each(|digest| *fetched.entry(digest).or_default() += 1);
+        Ok(fetched)
     }
 
     /// The file in which the registry keeps the blob `digest` (`sha256:…`), for tests that spoil it.

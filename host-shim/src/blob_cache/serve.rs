@@ -19,7 +19,7 @@ pub(super) fn connection(shared: &Shared, mut stream: UnixStream) {
     let result = match shared.store.find(ask.digest, ask.size) {
         Some(blob) => give(shared, &mut stream, ask, blob),
         None => match Claim::on(shared, ask) {
-            Some(_claim) => take(shared, &mut stream, ask),
+            Some(claim) => take(shared, &mut stream, ask, claim),
             None => say(&mut stream, Answer::Missing),
         },
     };
@@ -66,7 +66,7 @@ fn give(shared: &Shared, stream: &mut UnixStream, ask: Ask, mut blob: File) -> R
 }
 
 /// Takes a blob, and keeps it when it is what its digest says.
-fn take(shared: &Shared, stream: &mut UnixStream, ask: Ask) -> Result {
+fn take(shared: &Shared, stream: &mut UnixStream, ask: Ask, claim: Claim<'_>) -> Result {
     let mut file = match shared.store.begin() {
         Ok(file) => file,
         Err(error) => return say(stream, Answer::Missing).and(Err(Failure::Ours(error))),
@@ -85,6 +85,7 @@ fn take(shared: &Shared, stream: &mut UnixStream, ask: Ask) -> Result {
     }
     shared.store.keep(file, ask.digest, ask.size).map_err(|error| shared.store.full(error)).map_err(Failure::Ours)?;
     shared.filled.fetch_add(ask.size, Relaxed);
+    drop(claim);
     say(stream, Answer::Kept)
 }
 
@@ -105,7 +106,7 @@ impl<'a> Claim<'a> {
         let most = shared.store.takes()?;
         let fits = |now: u64| now.checked_add(ask.size).filter(|sum| *sum <= most);
         let claimed = ask.fill && shared.on_the_way.fetch_update(Relaxed, Relaxed, fits).is_ok();
-        claimed.then_some(Claim { shared, size: ask.size })
+        claimed.then(|| Claim { shared, size: ask.size }) // not made in vain: its drop gives back
     }
 }
 
