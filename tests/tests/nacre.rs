@@ -189,6 +189,34 @@ fn vm_what_fails_says_so_in_one_line_and_leaves_nothing() {
 }
 
 #[test]
+fn vm_pods_that_share_a_cache_fetch_each_blob_once() {
+    let Some(world) = World::new(None) else { return };
+    world.push("app:1", json!({ "Cmd": ["cat", "/srv/hello"], "Env": ["PATH=/bin"] }), None);
+    let (image, cache) = (world.image("app:1"), world.dir.path().join("cache").display().to_string());
+    let run = || {
+        let output = world.run(&["--blob-cache", &cache, &image]);
+        assert_eq!(text(&output.stdout), "from the third layer\n", "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let said = [run(), run(), run()];
+    println!("{}", said.join("\n"));
+    assert!(said[0].contains("0 B from the host"), "{}", said[0]);
+    assert!(said[1..].iter().all(|said| said.contains(", 0 B kept there")), "{said:?}");
+    // Three layers and the configuration.
+    let fetched = world.registry.fetched().unwrap();
+    assert!(fetched.len() == 4 && fetched.values().all(|times| *times == 1), "{fetched:?}");
+
+    // A host whose blobs have changed gets nobody to run them.
+    for blob in fs::read_dir(world.dir.path().join("cache/blobs/sha256")).unwrap() {
+        let path = blob.unwrap().path();
+        fs::write(&path, vec![b'{'; fs::metadata(&path).unwrap().len() as usize]).unwrap();
+    }
+    assert!(run().contains("has other bytes than its name says: removed"));
+    assert!(world.registry.fetched().unwrap().values().all(|times| *times == 2));
+    world.assert_clean();
+}
+
+#[test]
 fn vm_a_pod_in_the_background_is_listed_joined_and_stopped() {
     let Some(world) = World::new(None) else { return };
     world.push("app:1", json!({ "Cmd": ["sh", "-c", "echo up; sleep 1000"], "Env": ["PATH=/bin"] }), None);

@@ -1,5 +1,7 @@
 //! Pulls with a cache of blobs on the host: one that does as it should, and those that do not.
 
+#![expect(clippy::unwrap_used, reason = "a cache that fails fails its test")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -16,6 +18,9 @@ use crate::{count, plain, secure, worker};
 
 /// What it does when it is asked for a blob.
 type Answer = dyn Fn(&mut UnixStream, &Value) + Send + Sync;
+
+/// Blobs by digest.
+type Blobs = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 
 /// A cache on the host. It remembers what it was asked, a line each.
 struct Cache {
@@ -45,8 +50,8 @@ impl Cache {
     }
 
     /// One that keeps what it is given.
-    fn honest() -> (Cache, Arc<Mutex<HashMap<String, Vec<u8>>>>) {
-        let blobs: Arc<Mutex<HashMap<String, Vec<u8>>>> = Arc::default();
+    fn honest() -> (Cache, Blobs) {
+        let blobs = Blobs::default();
         let kept = blobs.clone();
         let cache = Cache::start(move |stream, ask| {
             let name = ask["digest"].as_str().unwrap().to_string();
@@ -79,9 +84,10 @@ impl Cache {
 /// The image, and what was told of the cache.
 async fn pull(request: Request) -> (nacre_pull::Image, Vec<String>) {
     let mut told = Vec::new();
-    let pulled = client::pull(worker(), request, |event| match event {
-        Event::Cache { message } => told.push(message.clone()),
-        _ => {}
+    let pulled = client::pull(worker(), request, |event| {
+        if let Event::Cache { message } = event {
+            told.push(message.clone());
+        }
     });
     let pulled = pulled.await.unwrap();
     (pulled, told)

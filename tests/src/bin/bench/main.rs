@@ -1,5 +1,6 @@
 //! `make bench`: sizes, boot, memory and speed, measured now; beside a named peer where there is one, turn by turn in the same run.
 
+mod cached;
 mod jail;
 mod pull;
 mod tree;
@@ -99,6 +100,9 @@ fn main() -> Result<()> {
     }
     if wanted(&pull::NAMES) {
         all.extend(pull::measure(&args.dist, |name| name.starts_with(&args.only))?);
+    }
+    if wanted(&[cached::NAME]) {
+        all.extend(cached::measure(&args.dist)?);
     }
     // Last, for it parts this process's mounts from the host's.
     if wanted(&jail::NAMES) {
