@@ -62,7 +62,10 @@ impl Error {
     pub(crate) fn system(act: impl std::fmt::Display, error: impl Into<io::Error>) -> Error {
         let error = error.into();
         if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            return Error::new(Kind::NoSpace, format!("{act}: the image store is full: give the VM more memory"));
+            return Error::new(
+                Kind::NoSpace,
+                format!("{act}: the image store is full: give the VM more memory, or a larger scratch disk"),
+            );
         }
         Error::new(Kind::Internal, format!("{act}: {error}"))
     }

@@ -17,15 +17,13 @@ use crate::ocicrypt::{Encrypted, Keys, PrivateOptions};
 use crate::ready::{self, Known, Verity};
 use crate::reference::{self, Sha256};
 use crate::registry::Registry;
+use crate::space::Budget;
 use crate::store::{Partial, Store};
 use crate::stream::{Counted, Decoder, Filler, Hashed, Pieces, Watched, belt};
 use crate::unpack;
 
 /// The most layers of an image, which is what overlayfs takes. Docker's engine stops at 127, other builders do not.
 const MAX_LAYERS: usize = 500;
-
-/// The most bytes that an image unpacks to.
-const MAX_UNPACKED: u64 = 256 << 30;
 
 /// Programs shrink to a third or so; what swells more than this is made to fill the guest's memory.
 const GROWTH: Growth = Growth { times: 1000, besides: 64 << 20 };
@@ -55,38 +53,6 @@ pub(crate) struct Layer {
 struct Lock {
     layer: Encrypted,
     options: PrivateOptions,
-}
-
-/// How many bytes all layers of an image may still unpack to, and how many of them one layer has drawn.
-#[derive(Debug, Clone)]
-pub(crate) struct Budget {
-    left: Arc<AtomicU64>,
-    drawn: Arc<AtomicU64>,
-}
-
-impl Default for Budget {
-    fn default() -> Budget {
-        Budget { left: Arc::new(AtomicU64::new(MAX_UNPACKED)), drawn: Arc::default() }
-    }
-}
-
-impl Budget {
-    /// One layer's part of it.
-    fn part(&self) -> Budget {
-        Budget { left: self.left.clone(), drawn: Arc::default() }
-    }
-
-    /// Whether there was as much.
-    fn draw(&self, bytes: u64) -> bool {
-        let is_enough = self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes)).is_ok();
-        self.drawn.fetch_add(if is_enough { bytes } else { 0 }, Relaxed);
-        is_enough
-    }
-
-    /// What a layer has drawn that is fetched once more.
-    fn give_back(&self) {
-        self.left.fetch_add(self.drawn.swap(0, Relaxed), Relaxed);
-    }
 }
 
 /// How much a layer may grow when it is unpacked.
@@ -342,9 +308,7 @@ struct Limited<'a, R: Read> {
 impl<R: Read> Read for Limited<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        if !self.budget.draw(n as u64) {
-            return Err(Error::bad_image(format!("the image unpacks to more than {} GiB", MAX_UNPACKED >> 30)).into());
-        }
+        self.budget.draw(n as u64)?;
         self.unpacked = self.unpacked.saturating_add(n as u64);
         // What was read, not what the manifest promises: a bomb would promise much.
         let compressed = self.inner.source().passed();
@@ -360,6 +324,7 @@ impl<R: Read> Read for Limited<'_, R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::space::Space;
     use oci_spec::image::{ImageManifestBuilder, MediaType};
 
     fn descriptor(media_type: &str, digest: u8) -> Descriptor {
@@ -400,20 +365,8 @@ mod tests {
         assert!(plan(&manifest(docker), &ids(&[1]), &Keys::default()).is_ok());
     }
 
-    #[test]
-    fn an_image_that_unpacks_to_too_much_is_stopped() {
-        let budget = Budget { left: Arc::new(AtomicU64::new(10)), drawn: Arc::default() };
-        let error = read_all(io::repeat(0), budget, GROWTH).unwrap_err();
-        assert!(error.kind == Kind::BadImage && error.message.contains("the image unpacks to more than"), "{error}");
-    }
-
-    #[test]
-    fn what_a_liar_makes_a_layer_unpack_to_is_given_back() {
-        let budget = Budget::default();
-        let part = budget.part();
-        assert!(read_all(io::repeat(0).take(1 << 20), part.clone(), GROWTH).is_ok() && budget.draw(1));
-        part.give_back();
-        assert_eq!(budget.left.load(Relaxed), MAX_UNPACKED - 1);
+    fn budget() -> Budget {
+        Budget::new(Space::of(Path::new("/")).unwrap())
     }
 
     /// How many bytes come out of a layer.
@@ -432,10 +385,10 @@ mod tests {
         // Deflate reaches 1,032 at most, which takes gigabytes to be told from 1,000.
         let little = Growth { times: 100, besides: 1 << 20 };
         for (bomb, growth) in [(&gzip, little), (&zstd, GROWTH)] {
-            let error = read_all(&bomb[..], Budget::default(), growth).unwrap_err();
+            let error = read_all(&bomb[..], budget(), growth).unwrap_err();
             assert!(error.kind == Kind::BadImage && error.message.contains("compressed bytes"), "{error}");
         }
-        assert_eq!(read_all(&gzip[..], Budget::default(), GROWTH).unwrap(), 4 << 20);
-        assert_eq!(read_all(io::repeat(7).take(4 << 20), Budget::default(), little).unwrap(), 4 << 20);
+        assert_eq!(read_all(&gzip[..], budget(), GROWTH).unwrap(), 4 << 20);
+        assert_eq!(read_all(io::repeat(7).take(4 << 20), budget(), little).unwrap(), 4 << 20);
     }
 }

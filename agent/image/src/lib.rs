@@ -33,6 +33,7 @@ pub mod seal;
 pub mod verity;
 
 mod limited;
+mod space;
 mod store;
 
 pub mod merge;

@@ -121,13 +121,6 @@ impl Store {
     pub(crate) fn ready(&self, verity: &Verity) -> PathBuf {
         ready(&self.root).join(verity.root_hash())
     }
-
-    /// Bytes that can still be written.
-    pub(crate) fn free(&self) -> Result<u64> {
-        let stat =
-            rustix::fs::statvfs(&self.root).map_err(|error| Error::system("ask for the store's space", error))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
 }
 
 /// Where the whole layers of a store are.

@@ -15,11 +15,12 @@ use crate::access::registries::Registries;
 use crate::cache::Cache;
 use crate::confine::Confinement;
 use crate::error::{Error, Kind, Result};
-use crate::layer::{self, Budget, Layer};
+use crate::layer::{self, Layer};
 use crate::ocicrypt::{Keys, PrivateKey, Unwrap, provider};
 use crate::ready::Verity;
 use crate::reference::Sha256;
 use crate::registry::{Found, Registry};
+use crate::space::{Budget, Space};
 use crate::store::Store;
 use crate::{Event, Image, Request, reference, signatures};
 
@@ -131,13 +132,16 @@ async fn pull(
     let Found { manifest_digest, bytes: raw, manifest, config, .. } = found;
     check_platform(&config)?;
     let layers = layer::plan(&manifest, config.rootfs().diff_ids(), &keys(request)?)?;
+    let space = Space::of(&request.store)?;
     nothing_more_starts()?;
     let bytes = total(&layers);
     tell(&Event::Resolved { manifest_digest: manifest_digest.clone(), layers: layers.len(), bytes });
     let ready: HashMap<_, _> = layers.iter().filter_map(|layer| ready(layer, request, store)).collect();
-    check_space(store, layers.iter().filter(|layer| !ready.contains_key(layer.diff_id())))?;
+    let missing = layers.iter().filter(|layer| !ready.contains_key(layer.diff_id()) && layer.known(store).is_none());
+    // Unpacked layers are hardly ever smaller than compressed ones: what does not fit now will not fit later.
+    space.check(total(missing))?;
 
-    let (progress, budget) = (Arc::new(Progress::default()), Budget::default());
+    let (progress, budget) = (Arc::new(Progress::default()), Budget::new(space));
     let fetches = layers.iter().enumerate().map(async |(place, layer)| {
         let dir = match ready.get(layer.diff_id()) {
             Some(verity) => {
@@ -222,20 +226,6 @@ fn check_platform(config: &ImageConfiguration) -> Result<()> {
     }
     let (os, arch) = (config.os(), config.architecture());
     Err(Error::bad_image(format!("the image is for {os}/{arch}, this machine is linux/{here}: choose another")))
-}
-
-/// Unpacked layers are hardly ever smaller than compressed ones: what does not fit now will not fit later.
-fn check_space<'a>(store: &Store, layers: impl Iterator<Item = &'a Layer>) -> Result<()> {
-    let (needed, free) = (total(layers.filter(|layer| layer.known(store).is_none())), store.free()?);
-    if needed <= free {
-        return Ok(());
-    }
-    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-    let (needed, free) = (mib(needed), mib(free));
-    Err(Error::new(
-        Kind::NoSpace,
-        format!("the image needs more than {needed} MiB, the image store has {free}: give the VM more memory"),
-    ))
 }
 
 /// Counts what arrives and tells it now and then.
