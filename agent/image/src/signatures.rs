@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::access::lookaside::Lookaside;
 use crate::error::{Error, Kind, Result};
-use crate::policy::{Named, Policy, Signature, Wanted};
+use crate::policy::{LegacyProof, Named, Policy, Signature, Wanted};
 use crate::registry::{Access, Found};
 use crate::stream::{LEAST, Patience, Watched};
 use crate::{Request, limited, reference};
@@ -44,6 +44,8 @@ struct Evidence {
 struct Legacy {
     payload: String,
     signature: String,
+    /// A certificate, its chain, and the entry of a log.
+    proof: [Option<String>; 3],
 }
 
 /// The entries of an index.
@@ -154,7 +156,9 @@ fn find(request: &Request, signed: bool, store: Option<&str>, silence: Duration)
 fn signatures(evidence: &Evidence) -> Result<Vec<Signature>> {
     let legacy = evidence.legacy.iter().map(|signature| {
         let payload = decode(&signature.payload)?;
-        Ok(Signature::Legacy { payload, signature_base64: signature.signature.clone() })
+        let [certificate, chain, bundle] = signature.proof.clone();
+        let proof = LegacyProof { certificate, chain, bundle };
+        Ok(Signature::Legacy { payload, signature_base64: signature.signature.clone(), proof })
     });
     let bundles = evidence.bundles.iter().map(|bundle| decode(bundle).map(Signature::Bundle));
     let gpg = evidence.gpg.iter().map(|message| decode(message).map(Signature::Gpg));

@@ -12,12 +12,12 @@ pub(super) use crate::error::quoted;
 /// Why a document is refused, in a line.
 pub(super) type Result<T> = std::result::Result<T, String>;
 
-/// A JSON value. Numbers matter nowhere but for being whole.
+/// A JSON value. Of numbers only whole ones matter.
 #[derive(Debug)]
 pub(super) enum Value {
     Null,
     Bool,
-    Integer,
+    Integer(i64),
     Fraction,
     Text(String),
     List(Vec<Value>),
@@ -34,7 +34,7 @@ impl Value {
         match self {
             Value::Null => "null",
             Value::Bool => "a boolean",
-            Value::Integer | Value::Fraction => "a number",
+            Value::Integer(_) | Value::Fraction => "a number",
             Value::Text(_) => "a string",
             Value::List(_) => "a list",
             Value::Object(_) => "an object",
@@ -148,12 +148,12 @@ impl<'de> Visitor<'de> for Values {
         Ok(Value::Bool)
     }
 
-    fn visit_i64<E>(self, _: i64) -> std::result::Result<Value, E> {
-        Ok(Value::Integer)
+    fn visit_i64<E>(self, number: i64) -> std::result::Result<Value, E> {
+        Ok(Value::Integer(number))
     }
 
-    fn visit_u64<E>(self, _: u64) -> std::result::Result<Value, E> {
-        Ok(Value::Integer)
+    fn visit_u64<E>(self, number: u64) -> std::result::Result<Value, E> {
+        Ok(i64::try_from(number).map_or(Value::Fraction, Value::Integer))
     }
 
     fn visit_f64<E>(self, _: f64) -> std::result::Result<Value, E> {

@@ -29,6 +29,8 @@ pub(super) struct Key {
     /// How such a key signs: its kind decides, never the signature.
     algorithms: Algorithms,
     bytes: Vec<u8>,
+    /// All of it, as SubjectPublicKeyInfo.
+    der: Vec<u8>,
 }
 
 impl std::fmt::Debug for Key {
@@ -47,7 +49,8 @@ impl Key {
         Key::from_der(&STANDARD.decode(body).map_err(|_| "it is no PEM with one key")?)
     }
 
-    fn from_der(der: &[u8]) -> Result<Key, &'static str> {
+    /// Reads a SubjectPublicKeyInfo.
+    pub(super) fn from_der(der: &[u8]) -> Result<Key, &'static str> {
         let info = SubjectPublicKeyInfoRef::try_from(der).map_err(|_| "it is no public key (SubjectPublicKeyInfo)")?;
         let bytes = info.subject_public_key.as_bytes().ok_or("its bits are no whole bytes")?;
         let parameters = info.algorithm.parameters;
@@ -69,7 +72,12 @@ impl Key {
             }
             _ => return Err("it is not ECDSA, Ed25519 or RSA"),
         };
-        Ok(Key { algorithms, bytes: bytes.to_vec() })
+        Ok(Key { algorithms, bytes: bytes.to_vec(), der: der.to_vec() })
+    }
+
+    /// The key as SubjectPublicKeyInfo.
+    pub(super) fn der(&self) -> &[u8] {
+        &self.der
     }
 
     /// Whether this key signed the message.

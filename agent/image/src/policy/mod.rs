@@ -8,13 +8,16 @@
 //! from. That the manifest is the one which this name means is for the caller to see to: that its digest is the name's,
 //! or stands in the index which has the name's digest.
 
+mod certificate;
 mod gpg;
 mod identity;
 mod json;
 mod key;
+mod log;
 mod named;
 mod payload;
 mod requirement;
+mod signers;
 mod sigstore;
 
 #[cfg(test)]
@@ -98,6 +101,8 @@ pub enum Signature {
         payload: Vec<u8>,
         /// The signature.
         signature_base64: String,
+        /// The layer's other annotations about it.
+        proof: LegacyProof,
     },
     /// A Sigstore bundle, one of the manifest's referrers.
     Bundle(Vec<u8>),
@@ -105,10 +110,24 @@ pub enum Signature {
     Gpg(Vec<u8>),
 }
 
+/// How a signature of a tag proves itself, if not by a key.
+#[derive(Debug, Clone, Default)]
+pub struct LegacyProof {
+    /// `dev.sigstore.cosign/certificate`: the signer's certificate (PEM).
+    pub certificate: Option<String>,
+    /// `dev.sigstore.cosign/chain`: the certificates between it and an authority (PEM).
+    pub chain: Option<String>,
+    /// `dev.sigstore.cosign/bundle`: the entry of a log.
+    pub bundle: Option<String>,
+}
+
 impl Signature {
     fn length(&self) -> usize {
         match self {
-            Signature::Legacy { payload, signature_base64 } => payload.len().max(signature_base64.len()),
+            Signature::Legacy { payload, signature_base64, proof: LegacyProof { certificate, chain, bundle } } => {
+                let texts = [certificate, chain, bundle].map(|text| text.as_ref().map_or(0, String::len));
+                texts.into_iter().chain([signature_base64.len()]).fold(payload.len(), usize::max)
+            }
             Signature::Bundle(bytes) | Signature::Gpg(bytes) => bytes.len(),
         }
     }
@@ -253,9 +272,9 @@ fn check(requirement: &Requirement, image: &Image<'_>, signatures: &[Signature])
         Requirement::AcceptAnything => Ok(()),
         Requirement::Reject => Err("no image may be used".into()),
         Requirement::Unsupported(why) => Err(why.clone()),
-        Requirement::SigstoreSigned { keys, identity } => one_of(signatures, |signature| match signature {
+        Requirement::SigstoreSigned { signers, identity } => one_of(signatures, |signature| match signature {
             Signature::Gpg(_) => None,
-            other => Some(sigstore::verify(other, keys, identity, image)),
+            other => Some(sigstore::verify(other, signers, identity, image)),
         }),
         Requirement::SignedBy { keyrings, identity } => {
             let now = SystemTime::now();

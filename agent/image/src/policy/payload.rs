@@ -64,7 +64,7 @@ fn parse(payload: &[u8], expected: Kind) -> Result<(String, String)> {
         value => {
             let mut optional = value.object("payload.optional")?;
             optional.take("creator").map(|value| value.text("payload.optional.creator")).transpose()?;
-            if optional.take("timestamp").is_some_and(|value| !matches!(value, Value::Integer)) {
+            if optional.take("timestamp").is_some_and(|value| !matches!(value, Value::Integer(_))) {
                 return Err("payload.optional.timestamp is not a whole number".into());
             }
         }

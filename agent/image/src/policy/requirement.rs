@@ -3,10 +3,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::certificate::Authorities;
 use super::gpg::Keyring;
 use super::identity::Identity;
 use super::json::{Fields, Result, Value, quoted};
 use super::key::Key;
+use super::signers::Signers;
 
 /// One demand.
 #[derive(Debug)]
@@ -15,8 +17,8 @@ pub(super) enum Requirement {
     AcceptAnything,
     /// No image is good enough.
     Reject,
-    /// A signature by one of the keys, for the image.
-    SigstoreSigned { keys: Vec<Key>, identity: Identity },
+    /// A signature by one of the signers, for the image.
+    SigstoreSigned { signers: Signers, identity: Identity },
     /// A message signed by a key of one of the files, for the image.
     SignedBy { keyrings: Vec<Keyring>, identity: Identity },
     /// A demand that is well formed and can't be judged here. No image meets it.
@@ -75,28 +77,28 @@ impl Requirement {
 
 fn sigstore_signed(fields: &mut Fields, read: ReadKey<'_>) -> Result<Requirement> {
     let identity = signed_identity(fields)?;
-    let keys = sources(fields, "key", &["Path", "Paths", "Data", "Datas"])?;
-    let rekor = sources(fields, "rekorPublicKey", &["Path", "Paths", "Data", "Datas"])?;
-    let fulcio = fields.take("fulcio").map(|value| fulcio(value, &fields.place("fulcio"))).transpose()?;
-    let pki = fields.take("pki").map(|value| pki(value, &fields.place("pki"))).transpose()?;
-    let what = fields.what();
-    let unsupported = |name: &str| Ok(Requirement::Unsupported(format!("sigstoreSigned with {name} is not supported")));
-    match (keys, fulcio, pki) {
-        (Some(sources), None, None) => {
-            let keys =
-                sources.into_iter().map(|source| key(source, what, read, Key::from_pem)).collect::<Result<Vec<_>>>()?;
-            match rekor {
-                Some(_) => unsupported("a Rekor key"),
-                None => Ok(Requirement::SigstoreSigned { keys, identity }),
-            }
+    let what = fields.what().to_string();
+    let keys = |sources: Vec<Source>| -> Result<Vec<Key>> {
+        sources.into_iter().map(|source| key(source, &what, read, Key::from_pem)).collect()
+    };
+    let own = sources(fields, "key", &["Path", "Paths", "Data", "Datas"])?.map(keys).transpose()?;
+    let logs = sources(fields, "rekorPublicKey", &["Path", "Paths", "Data", "Datas"])?.map(keys).transpose()?;
+    let fulcio = fields.take("fulcio").map(|value| fulcio(value, &fields.place("fulcio"), read)).transpose()?;
+    let pki = fields.take("pki").map(|value| pki(value, &fields.place("pki"), read)).transpose()?;
+    let signers = match (own, fulcio, pki, logs) {
+        (Some(keys), None, None, logs) => Signers::Keys { keys, logs },
+        (None, Some((authorities, issuer, email)), None, Some(logs)) => {
+            Signers::Fulcio { authorities, issuer, email, logs }
         }
-        (None, Some(()), None) if rekor.is_some() => unsupported("fulcio"),
-        (None, Some(()), None) => Err(format!("{what}: fulcio needs a Rekor key")),
-        (None, None, Some(())) if rekor.is_none() => unsupported("pki"),
-        (None, None, Some(())) => Err(format!("{what}: pki takes no Rekor key")),
-        (None, None, None) => Err(format!("{what} has neither keyPath, keyPaths, keyData, keyDatas, fulcio nor pki")),
-        _ => Err(format!("{what} has more than one of keys, fulcio and pki")),
-    }
+        (None, Some(_), None, None) => return Err(format!("{what}: fulcio needs a Rekor key")),
+        (None, None, Some((authorities, email, host)), None) => Signers::Pki { authorities, email, host },
+        (None, None, Some(_), Some(_)) => return Err(format!("{what}: pki takes no Rekor key")),
+        (None, None, None, _) => {
+            return Err(format!("{what} has neither keyPath, keyPaths, keyData, keyDatas, fulcio nor pki"));
+        }
+        _ => return Err(format!("{what} has more than one of keys, fulcio and pki")),
+    };
+    Ok(Requirement::SigstoreSigned { signers, identity })
 }
 
 fn signed_by(fields: &mut Fields, read: ReadKey<'_>) -> Result<Requirement> {
@@ -122,31 +124,37 @@ fn signed_identity(fields: &mut Fields) -> Result<Identity> {
     fields.take("signedIdentity").map_or(Ok(Identity::MatchRepoDigestOrExact), |value| Identity::parse(value, &place))
 }
 
-fn fulcio(value: Value, what: &str) -> Result<()> {
+/// Authorities, the OpenID provider and the address.
+fn fulcio(value: Value, what: &str, read: ReadKey<'_>) -> Result<(Authorities, String, String)> {
     let mut fields = value.object(what)?;
-    sources(&mut fields, "ca", &["Path", "Data"])?.ok_or(format!("{what} has no CA"))?;
-    for name in ["oidcIssuer", "subjectEmail"] {
-        filled(fields.text(name)?, &fields.place(name))?;
-    }
-    fields.done()
+    let authorities = authorities(&mut fields, "ca", read)?.ok_or(format!("{what} has no CA"))?;
+    let mut text = |name: &str| filled(fields.text(name)?, &fields.place(name));
+    let (issuer, email) = (text("oidcIssuer")?, text("subjectEmail")?);
+    fields.done()?;
+    Ok((authorities, issuer, email))
 }
 
-fn pki(value: Value, what: &str) -> Result<()> {
+/// Authorities, the address and the host.
+fn pki(value: Value, what: &str, read: ReadKey<'_>) -> Result<(Authorities, Option<String>, Option<String>)> {
     let mut fields = value.object(what)?;
-    sources(&mut fields, "caRoots", &["Path", "Data"])?.ok_or(format!("{what} has no root CA"))?;
-    sources(&mut fields, "caIntermediates", &["Path", "Data"])?;
-    let mut subjects = 0;
-    for name in ["subjectEmail", "subjectHostname"] {
+    let roots = authorities(&mut fields, "caRoots", read)?.ok_or(format!("{what} has no root CA"))?;
+    let between = authorities(&mut fields, "caIntermediates", read)?;
+    let mut text = |name: &str| {
         let place = fields.place(name);
-        if let Some(value) = fields.take(name) {
-            filled(value.text(&place)?, &place)?;
-            subjects += 1;
-        }
-    }
-    if subjects == 0 {
+        fields.take(name).map(|value| filled(value.text(&place)?, &place)).transpose()
+    };
+    let (email, host) = (text("subjectEmail")?, text("subjectHostname")?);
+    if email.is_none() && host.is_none() {
         return Err(format!("{what} has neither subjectEmail nor subjectHostname"));
     }
-    fields.done()
+    fields.done()?;
+    Ok((roots.with(between), email, host))
+}
+
+fn authorities(fields: &mut Fields, prefix: &str, read: ReadKey<'_>) -> Result<Option<Authorities>> {
+    let what = fields.what().to_string();
+    let mut found = sources(fields, prefix, &["Path", "Data"])?.unwrap_or_default();
+    found.pop().map(|source| key(source, &what, read, Authorities::parse)).transpose()
 }
 
 /// The one field of those whose names are the prefix and a suffix: a path or base64, or a list of them.

@@ -4,14 +4,16 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 use super::Signature;
 use super::identity::Identity;
-use super::json::{self, Fields, Result, quoted};
-use super::key::Key;
+use super::json::{self, Fields, Result, Value, quoted};
 use super::named::Named;
 use super::payload::{self, Image, Kind};
+use super::signers::{Message, Proof, Signers};
+use super::{certificate, log};
 
 const BUNDLE_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
@@ -20,22 +22,19 @@ const STATEMENT_MEDIA_TYPE: &str = "application/vnd.in-toto+json";
 /// types, and may be signed with the same key.
 const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
 
-/// Whether the signature is by one of the keys, and for the image.
-pub(super) fn verify(signature: &Signature, keys: &[Key], identity: &Identity, image: &Image<'_>) -> Result<()> {
+/// Whether the signature is by one of the signers, and for the image.
+pub(super) fn verify(signature: &Signature, signers: &Signers, identity: &Identity, image: &Image<'_>) -> Result<()> {
     match signature {
-        Signature::Legacy { payload, signature_base64 } => {
-            signed(keys, payload, &decode(signature_base64, "the signature")?)?;
+        Signature::Legacy { payload, signature_base64, proof } => {
+            let certificates = certificate::brought(proof.certificate.as_deref(), proof.chain.as_deref())?;
+            let entry = proof.bundle.as_deref().map(log::Entry::from_annotation).transpose()?;
+            let (signature, message) =
+                (decode(signature_base64, "the signature")?, Message { bytes: payload, payload });
+            signers.verify(&message, &signature, &Proof { certificates, entry })?;
             payload::verify(payload, Kind::Cosign, identity, image)
         }
-        Signature::Bundle(bundle) => verify_bundle(bundle, keys, identity, image),
+        Signature::Bundle(bundle) => verify_bundle(bundle, signers, identity, image),
         Signature::Gpg(_) => Err("it is made by GPG".into()),
-    }
-}
-
-fn signed(keys: &[Key], message: &[u8], signature: &[u8]) -> Result<()> {
-    match keys.iter().any(|key| key.verifies(message, signature)) {
-        true => Ok(()),
-        false => Err("no key of the policy made it".into()),
     }
 }
 
@@ -47,39 +46,61 @@ fn parse_name(text: &str) -> Result<Named> {
     Named::parse(text).map_err(|error| error.to_string())
 }
 
-fn verify_bundle(bundle: &[u8], keys: &[Key], identity: &Identity, image: &Image<'_>) -> Result<()> {
+fn verify_bundle(bundle: &[u8], signers: &Signers, identity: &Identity, image: &Image<'_>) -> Result<()> {
     let mut fields = json::parse(bundle)?.object("bundle")?;
     let kind = fields.text("mediaType")?;
     if kind != BUNDLE_TYPE {
         return Err(format!("the bundle's type {} is not known", quoted(&kind)));
     }
-    check_material(fields.object("verificationMaterial")?)?;
+    let proof = proof(fields.object("verificationMaterial")?)?;
     let envelope = fields.take("dsseEnvelope");
     let message = fields.take("messageSignature");
     fields.done()?;
     match (envelope, message) {
-        (Some(envelope), None) => verify_envelope(envelope.object("bundle.dsseEnvelope")?, keys, identity, image),
-        (None, Some(message)) => verify_message(message.object("bundle.messageSignature")?, keys, identity, image),
+        (Some(envelope), None) => {
+            verify_envelope(envelope.object("bundle.dsseEnvelope")?, signers, &proof, identity, image)
+        }
+        (None, Some(message)) => {
+            verify_message(message.object("bundle.messageSignature")?, signers, &proof, identity, image)
+        }
         _ => Err("the bundle has not one of dsseEnvelope and messageSignature".into()),
     }
 }
 
-/// A bundle made with a key names it by a hint, which proves nothing. Proofs of logs and clocks are for policies that
-/// ask for them.
-fn check_material(mut fields: Fields) -> Result<()> {
-    if fields.take("certificate").or_else(|| fields.take("x509CertificateChain")).is_some() {
-        return Err("it is made with a certificate, and not with a key".into());
+/// A bundle made with a key names it by a hint, which proves nothing. A time by another clock than a log's is not looked at.
+fn proof(mut fields: Fields) -> Result<Proof> {
+    let mut certificates = Vec::new();
+    if let Some(value) = fields.take("certificate") {
+        certificates.push(raw(value)?);
+    } else if let Some(value) = fields.take("x509CertificateChain") {
+        let chain = value.object("the certificates")?.list("certificates")?;
+        certificates = chain.into_iter().take(certificate::MAX_CHAIN).map(raw).collect::<Result<_>>()?;
+    } else {
+        let mut key = fields.object("publicKey")?;
+        key.take("hint").map(|value| value.text("the hint of the key")).transpose()?;
+        key.done()?;
     }
-    let mut key = fields.object("publicKey")?;
-    key.take("hint").map(|value| value.text("the hint of the key")).transpose()?;
-    key.done()?;
-    fields.take("tlogEntries");
+    let entries = fields.take("tlogEntries").map(|entries| entries.list("tlogEntries")).transpose()?;
+    // One that has no promise is of use to nobody here, and no fault of a signature that needs none.
+    let entry = entries.unwrap_or_default().into_iter().next().and_then(|entry| log::Entry::from_bundle(entry).ok());
     fields.take("timestampVerificationData");
-    fields.done()
+    fields.done()?;
+    Ok(Proof { certificates, entry })
+}
+
+fn raw(value: Value) -> Result<CertificateDer<'static>> {
+    let bytes = decode(&value.object("the certificate")?.text("rawBytes")?, "the certificate")?;
+    Ok(CertificateDer::from(bytes))
 }
 
 /// A signed statement (DSSE and in-toto).
-fn verify_envelope(mut fields: Fields, keys: &[Key], identity: &Identity, image: &Image<'_>) -> Result<()> {
+fn verify_envelope(
+    mut fields: Fields,
+    signers: &Signers,
+    proof: &Proof,
+    identity: &Identity,
+    image: &Image<'_>,
+) -> Result<()> {
     let payload = decode(&fields.text("payload")?, "bundle.dsseEnvelope.payload")?;
     let kind = fields.text("payloadType")?;
     let mut signatures = fields.list("signatures")?.into_iter();
@@ -94,7 +115,8 @@ fn verify_envelope(mut fields: Fields, keys: &[Key], identity: &Identity, image:
     if kind != STATEMENT_MEDIA_TYPE {
         return Err(format!("the payload's type {} is not known", quoted(&kind)));
     }
-    signed(keys, &pre_authentication_encoding(&kind, &payload), &signature)?;
+    let bytes = pre_authentication_encoding(&kind, &payload);
+    signers.verify(&Message { bytes: &bytes, payload: &payload }, &signature, proof)?;
     verify_statement(&payload, identity, image)
 }
 
@@ -134,7 +156,13 @@ fn verify_statement(payload: &[u8], identity: &Identity, image: &Image<'_>) -> R
 }
 
 /// A signature over the manifest itself.
-fn verify_message(mut fields: Fields, keys: &[Key], identity: &Identity, image: &Image<'_>) -> Result<()> {
+fn verify_message(
+    mut fields: Fields,
+    signers: &Signers,
+    proof: &Proof,
+    identity: &Identity,
+    image: &Image<'_>,
+) -> Result<()> {
     let signature = decode(&fields.text("signature")?, "bundle.messageSignature.signature")?;
     let mut digest = fields.object("messageDigest")?;
     let (algorithm, named) = (digest.text("algorithm")?, decode(&digest.text("digest")?, "the message's digest")?);
@@ -149,6 +177,7 @@ fn verify_message(mut fields: Fields, keys: &[Key], identity: &Identity, image: 
     if found != named {
         return Err("it is for another manifest".into());
     }
-    signed(keys, image.manifest, &signature)?;
+    let message = Message { bytes: image.manifest, payload: image.manifest };
+    signers.verify(&message, &signature, proof)?;
     identity.accepts(image.named, &image.named.without_tag())
 }

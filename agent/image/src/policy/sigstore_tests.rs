@@ -77,7 +77,7 @@ impl Signer {
 
     fn legacy(&self, payload: &Value) -> Signature {
         let payload = payload.to_string().into_bytes();
-        Signature::Legacy { signature_base64: self.sign(&payload), payload }
+        Signature::Legacy { signature_base64: self.sign(&payload), payload, proof: LegacyProof::default() }
     }
 
     fn envelope(&self, statement: &Value) -> Value {
@@ -176,12 +176,12 @@ fn a_signature_of_every_kind_of_key_is_verified() {
             assert_eq!(verdict(&policy, "h.io/a:1", &[signature]), Ok(()), "{name}");
         }
         // One letter of what is signed is another.
-        let Signature::Legacy { payload, signature_base64 } = signer.legacy(&payload("h.io/b")) else { return };
+        let Signature::Legacy { payload, signature_base64, proof } = signer.legacy(&payload("h.io/b")) else { return };
         let payload = String::from_utf8(payload).unwrap().replace("h.io/b", "h.io/a").into_bytes();
         assert_denied(
             &policy,
             "h.io/a:1",
-            Signature::Legacy { payload, signature_base64 },
+            Signature::Legacy { payload, signature_base64, proof },
             "no key of the policy made it",
         );
     }
@@ -256,9 +256,14 @@ fn a_payload_is_for_one_manifest_and_one_repository() {
     let optional = with(&good, "/optional", json!({ "creator": "me", "timestamp": 1, "other": [1] }));
     assert_eq!(verdict(&by_repository, "h.io/a", &[signer.legacy(&optional)]), Ok(()));
     let twice = br#"{"critical":{},"critical":{},"optional":null}"#.to_vec();
-    let twice = Signature::Legacy { signature_base64: signer.sign(&twice), payload: twice };
+    let twice =
+        Signature::Legacy { signature_base64: signer.sign(&twice), payload: twice, proof: LegacyProof::default() };
     assert_denied(&by_repository, "h.io/a", twice, "there twice");
-    let large = Signature::Legacy { payload: vec![b' '; (1 << 20) + 1], signature_base64: String::new() };
+    let large = Signature::Legacy {
+        payload: vec![b' '; (1 << 20) + 1],
+        signature_base64: String::new(),
+        proof: LegacyProof::default(),
+    };
     assert_denied(&by_repository, "h.io/a", large, "it is too large");
 
     // cosign names a repository only, which the default rule does not accept, and which the denial explains.
@@ -293,7 +298,7 @@ fn a_bundle_is_for_one_manifest_and_says_so_in_a_known_way() {
         (&envelope, "/mediaType", json!("application/vnd.dev.sigstore.bundle+json;version=0.1"), "is not known"),
         (&envelope, "/x", json!(1), "bundle has a field \"x\""),
         (&envelope, "/messageSignature", message["messageSignature"].clone(), "has not one of"),
-        (&envelope, "/verificationMaterial", json!({ "certificate": {} }), "made with a certificate"),
+        (&envelope, "/verificationMaterial", json!({ "certificate": {} }), "has no rawBytes"),
         (&envelope, "/verificationMaterial", json!({}), "has no publicKey"),
         (&envelope, "/dsseEnvelope/payloadType", json!("text/plain"), "the payload's type \"text/plain\""),
         (&envelope, "/dsseEnvelope/payload", json!(STANDARD.encode("{}")), "no key of the policy made it"),

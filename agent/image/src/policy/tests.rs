@@ -254,7 +254,7 @@ proptest! {
         if let Some(found) = bundle.get_mut(place) {
             *found = byte;
         }
-        let legacy = Signature::Legacy { payload: junk.clone(), signature_base64: "AAAA".into() };
+        let legacy = Signature::Legacy { payload: junk.clone(), signature_base64: "AAAA".into(), proof: LegacyProof::default() };
         let signatures = [Signature::Bundle(bundle), Signature::Bundle(junk), legacy];
         let verdict = policy.judge(&named("busybox"), b"{}", &signatures);
         prop_assert!(verdict.is_err());

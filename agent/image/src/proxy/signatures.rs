@@ -24,6 +24,9 @@ const MAX_ALL: u64 = 8 << 20;
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 
+/// How it proves itself, if not by a key: a certificate, those that lead to an authority, and the entry of a log.
+const PROOF: [&str; 3] = ["dev.sigstore.cosign/certificate", "dev.sigstore.cosign/chain", "dev.sigstore.cosign/bundle"];
+
 /// A Sigstore bundle.
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
@@ -89,7 +92,8 @@ impl Search<'_> {
                 continue;
             };
             let payload = STANDARD.encode(self.blob(&layer)?);
-            self.legacy.push(json!({ "payload": payload, "signature": signature }));
+            let proof = PROOF.map(|name| layer.annotations.get(name));
+            self.legacy.push(json!({ "payload": payload, "signature": signature, "proof": proof }));
         }
         Ok(())
     }
