@@ -11,6 +11,7 @@ mod options;
 mod overlay;
 pub mod place;
 pub mod pull;
+mod ready;
 pub mod rules;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ use directory::Directory;
 use layers::Pulled;
 use options::Options;
 use pull::{PullError, Pulls};
+use ready::InUse;
 
 /// The drivers there are, by name.
 pub const HANDLERS: &[&str] = &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL];
@@ -135,6 +137,8 @@ enum Undo {
     Tree(PathBuf),
     /// A directory that was made to be mounted on, empty again.
     Empty(PathBuf),
+    /// Ready-made layers.
+    Ready(InUse),
 }
 
 /// Prepare all of `storages`, in order. Dropping the future undoes what it did.
@@ -198,8 +202,9 @@ impl Prepared {
             "" => Path::new(CONTAINERS).join(context.owner).join("rootfs"),
             _ => checked_path(storage)?,
         };
-        let pulled = context.pulls.pull(context.owner, &storage.source).await?;
+        let (pulled, ready) = context.pulls.pull_mounted(context.owner, &storage.source).await?;
         // What exists from here on is undone by `self`.
+        self.undo.push(Undo::Ready(ready));
         let scratch = context.scratch.join(context.owner);
         let upper = Directory::make(&scratch)?;
         self.undo.push(Undo::Tree(scratch.clone()));
@@ -225,6 +230,10 @@ impl Undo {
     fn run(self) -> Result<(), Error> {
         match self {
             Undo::Shared { mounts, mount_point } => mounts.release(&mount_point),
+            Undo::Ready(in_use) => {
+                drop(in_use);
+                Ok(())
+            }
             Undo::Mount(path) => match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
                 Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
                 Err(error) => Err(Error::system("unmount", path, error)),

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::flight::{self, Flights, State};
 use super::layers::Pulled;
 use super::place::{self, Place};
+use super::ready::{Disks, InUse};
 use super::rules::Rules;
 
 /// The longest image reference.
@@ -166,6 +167,7 @@ pub struct Settings {
 pub struct Pulls {
     settings: Arc<Settings>,
     flights: Arc<Flights>,
+    disks: Arc<Disks>,
     watched: Mutex<HashMap<String, watch::Sender<PullStatus>>>,
     registries: Mutex<HashMap<String, Access>>,
     /// Images that are wanted early and that no container has had yet.
@@ -191,7 +193,8 @@ impl Pulls {
         let settings = Arc::new(settings);
         let flights = Flights::new(settings.clone());
         let (watched, registries, early) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Pulls { settings, flights, watched, registries, early })
+        let disks = Arc::default();
+        Arc::new(Pulls { settings, flights, disks, watched, registries, early })
     }
 
     /// From now on reach a registry as `request` says.
@@ -231,6 +234,25 @@ impl Pulls {
         }
     }
 
+    /// As [`Pulls::pull`], with the layers mounted that come ready-made. One that is not what it should be is told in the log, and pulled.
+    pub(super) async fn pull_mounted(
+        &self,
+        container: &str,
+        reference: &str,
+    ) -> Result<(Arc<Pulled>, InUse), PullError> {
+        loop {
+            let pulled = self.pull(container, reference).await?;
+            let (disks, ready) = (self.disks.clone(), pulled.image.ready.clone());
+            // A host that does not answer must not stop us.
+            match tokio::task::spawn_blocking(move || disks.mount(&ready)).await {
+                Ok(Ok(in_use)) => return Ok((pulled, in_use)),
+                // It is not named again, so this ends.
+                Ok(Err(error)) => tracing::warn!(image = reference, error = crate::chain(&error), "a layer is pulled"),
+                Err(_) => return Err(PullError::Ended { reference: reference.into() }), // the agent is about to end
+            }
+        }
+    }
+
     /// Begin to pull the images that are wanted early. One that fails is told in the log; a container that wants it asks anew.
     pub fn prefetch(self: &Arc<Self>) {
         for reference in &self.settings.rules.prefetch {
@@ -264,6 +286,8 @@ impl Pulls {
 
     fn request(&self, reference: &str) -> Request {
         let access = lock(&self.registries).get(nacre_pull::registry_of(reference)).cloned().unwrap_or_default();
+        let attached = self.disks.attached();
+        let known = self.settings.rules.layers.iter().filter(|known| attached.contains(&known.verity.serial()));
         let is_the_hosts = access.skip_tls_verification || access.ca_pem.is_some();
         Request {
             reference: reference.into(),
@@ -280,8 +304,8 @@ impl Pulls {
             decryption_keys: Vec::new(),
             key_providers: self.settings.rules.key_providers.clone(),
             server: nacre_pull::Server::Own,
-            attached: Vec::new(),
-            known: Vec::new(),
+            known: known.copied().collect(),
+            attached,
             blob_cache: self.settings.rules.blob_cache.clone(),
         }
     }

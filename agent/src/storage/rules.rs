@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use nacre_protocol::address::Address;
+use nacre_pull::ready::Known;
 
 use crate::config::{Config, prefetch};
 
@@ -16,6 +17,7 @@ const REGISTRIES_D: &str = "/etc/containers/registries.d";
 const AUTH: &str = "/etc/containers/auth.json";
 const KEY_PROVIDERS: &str = "/etc/ocicrypt_config.json";
 const PREFETCH: &str = "/etc/nacre/prefetch";
+const LAYERS: &str = "/etc/nacre/layers";
 
 /// The host's vsock CID (vsock(7)).
 const HOST: u32 = 2;
@@ -43,6 +45,8 @@ pub struct Rules {
     pub key_providers: Option<String>,
     /// Environment variables of the puller: its way out.
     pub environment: Vec<(&'static str, String)>,
+    /// Ready-made layers, whatever a manifest says of them.
+    pub layers: Vec<Known>,
     /// Images to pull before a container asks for them: the image's, then the command line's.
     pub prefetch: Vec<String>,
     /// Where the host's cache of blobs is. It is no rule, and can't break one: digests say what a blob is.
@@ -83,26 +87,30 @@ impl Rules {
             auth_file: auth_file.unwrap_or_default(),
             key_providers: key_providers.unwrap_or_default(),
             environment: environment.into_iter().flatten().collect(),
+            layers: list(root, LAYERS, "ready-made layer", |text| {
+                nacre_pull::ready::parse(text).map_err(|error| error.message)
+            }),
+            prefetch: list(root, PREFETCH, "image to be pulled early", |text| {
+                prefetch::of_text(text).map_err(|why| why.to_string())
+            })
+            .into_iter()
+            .chain(config.prefetch.iter().cloned())
+            .collect(),
             blob_cache: config.blob_cache_port.map(|port| Address::Vsock { cid: HOST, port }.to_string()),
-            prefetch: prefetched(root).into_iter().chain(config.prefetch.iter().cloned()).collect(),
         }
     }
 }
 
-/// The list that the image carries. It admits nothing, so one that makes no sense costs time and no more.
-fn prefetched(root: &Path) -> Vec<String> {
-    match read(&root.join(PREFETCH.trim_start_matches('/'))) {
-        Ok(text) => prefetch::of_text(&text).unwrap_or_else(|why| {
-            tracing::warn!(path = PREFETCH, "no image of the list is pulled early: {why}");
-            Vec::new()
-        }),
-        Err(error) => {
-            if error.kind() != ErrorKind::NotFound {
-                tracing::warn!(path = PREFETCH, %error, "no image of the list is pulled early");
-            }
-            Vec::new()
-        }
-    }
+/// A list that the image carries. It admits nothing, so one that makes no sense costs time and no more.
+fn list<T>(root: &Path, path: &str, of: &str, parse: impl Fn(&str) -> Result<Vec<T>, String>) -> Vec<T> {
+    let text = match read(&root.join(path.trim_start_matches('/'))) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
+        text => text.map_err(|error| error.to_string()),
+    };
+    text.and_then(|text| parse(&text)).unwrap_or_else(|why| {
+        tracing::warn!(path, "no {of} of the list counts: {why}");
+        Vec::new()
+    })
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
@@ -135,6 +143,19 @@ mod tests {
         assert_eq!(Rules::of_image(root.path(), &named).policy.as_deref(), Some(REJECT));
         std::fs::write(dir.join("registries.conf"), [0xff]).unwrap();
         assert_eq!(Rules::of_image(root.path(), &config).policy.as_deref(), Some(REJECT));
+    }
+
+    #[test]
+    fn ready_made_layers_are_listed_in_the_image_and_a_list_that_makes_no_sense_has_none() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("etc/nacre")).unwrap();
+        let digest = "0a".repeat(32);
+        let good = format!("sha256:{digest} sha256:{digest};blocks=7\n");
+        for (text, known) in [(&good, 1), (&format!("{good}nonsense\n"), 0)] {
+            std::fs::write(root.path().join("etc/nacre/layers"), text).unwrap();
+            let rules = Rules::of_image(root.path(), &Config::default());
+            assert_eq!((rules.layers.len(), rules.policy), (known, None), "{text}");
+        }
     }
 
     #[test]

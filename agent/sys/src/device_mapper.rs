@@ -19,6 +19,8 @@ const DEV_SUSPEND: libc::Ioctl = request(6);
 const TABLE_LOAD: libc::Ioctl = request(9);
 
 const READ_ONLY: u32 = 1 << 0;
+/// It is removed when nobody has it open any more.
+const DEFERRED_REMOVE: u32 = 1 << 17;
 /// The kernel wipes its copy of the call.
 const SECURE_DATA: u32 = 1 << 15;
 
@@ -109,7 +111,8 @@ pub fn create(name: &str, target: &Target<'_>) -> io::Result<Mapped> {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        let _ = Call::new(&self.name, 0).make(&self.control, DEV_REMOVE); // whoever has it open keeps it
+        // Whoever has it open keeps it until then.
+        let _ = Call::new(&self.name, DEFERRED_REMOVE).make(&self.control, DEV_REMOVE);
     }
 }
 
