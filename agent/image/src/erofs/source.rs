@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// The most bytes of the names of a file's extended attributes, and of a value (xattr(7)).
 const MAX_XATTRS: usize = 64 << 10;
 
+/// As many as a file usually has.
+const USUAL_NAMES: usize = 512;
+
 fn fail(act: &str) -> impl Fn(Errno) -> Error {
     move |error| Error::system(act, error)
 }
@@ -112,17 +115,21 @@ fn is_the_layers(name: &[u8]) -> bool {
 fn xattrs(dir: &str, name: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let path = [dir.as_bytes(), name].concat();
     let (path, act) = (os(&path), "read its attributes");
-    match llistxattr(path, &mut [0; 0]) {
-        Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
-        other => other.map_err(fail(act))?,
+    let mut buffer = vec![0; USUAL_NAMES];
+    let length = match llistxattr(path, &mut buffer[..]) {
+        Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(Errno::RANGE) => {
+            buffer = vec![0; MAX_XATTRS];
+            llistxattr(path, &mut buffer[..])
+        }
+        other => other,
     };
-    let mut buffer = vec![0; MAX_XATTRS];
-    let length = llistxattr(path, &mut buffer).map_err(fail(act))?;
+    let length = length.map_err(fail(act))?;
     let names = buffer.get(..length).unwrap_or_default().split(|byte| *byte == 0).filter(|name| is_the_layers(name));
     let mut found = Vec::new();
     for name in names {
         let mut value = vec![0; MAX_XATTRS];
-        let length = lgetxattr(path, os(name), &mut value).map_err(fail(act))?;
+        let length = lgetxattr(path, os(name), &mut value[..]).map_err(fail(act))?;
         value.truncate(length);
         found.push((name.to_vec(), value));
     }
