@@ -133,6 +133,10 @@ pub struct Run {
     /// Processors; a fraction limits the container's share
     #[arg(long, default_value = "1", value_name = "N")]
     pub cpus: Cpus,
+    /// Attach the image's layers ready-made, so that the guest neither fetches nor unpacks them: the directory or the manifest that
+    /// `nacre-pull seal` has written. The guest uses those that the image's own manifest, or the guest's image, names
+    #[arg(long, value_name = "DIR|MANIFEST")]
+    pub layers: Option<PathBuf>,
     /// The VM's memory, which also holds the image unless there is a scratch disk
     #[arg(long, default_value = "1G", value_name = "SIZE")]
     pub memory: Size,

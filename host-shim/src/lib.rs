@@ -14,6 +14,7 @@ pub mod failure;
 pub mod guest;
 pub mod layout;
 pub mod progress;
+pub mod ready;
 pub mod reference;
 pub mod run;
 pub mod scratch;

@@ -24,8 +24,8 @@ use crate::size::Size;
 use crate::state::{Phase, Pod, Pods};
 use crate::streams::Log;
 use crate::timings::{Timings, Watch, ms};
-use crate::vmm::{Vm, VmSpec, guest_calls};
-use crate::{accelerator, blob_cache, detach, spec, terminal, volumes};
+use crate::vmm::{self, Vm, VmSpec, guest_calls};
+use crate::{accelerator, blob_cache, detach, ready, spec, terminal, volumes};
 
 /// The largest file of certificates or credentials.
 const MAX_FILE: u64 = 1 << 20;
@@ -91,13 +91,18 @@ async fn bring_up(
     progress.now(&format!("boot: {choice}"));
     let mut watch = Watch::start();
     let scratch = run.scratch.map(|size| Scratch::create(&run.scratch_dir, size)).transpose()?;
+    let mut disks: Vec<_> = scratch.iter().map(Scratch::disk).collect();
+    if let Some(layers) = &run.layers {
+        let room = vmm::MAX_DISKS - disks.len();
+        disks.extend(ready::disks(layers, room)?);
+    }
     let vm_spec = VmSpec {
         layout: layout.clone(),
         dir: pod.dir().to_path_buf(),
         accelerator: choice.accelerator,
         cpus: run.cpus.whole(),
         memory: run.memory,
-        disks: scratch.iter().map(Scratch::disk).collect(),
+        disks,
         kernel_args: kernel_args(run, has_cache),
     };
     let deadline = Deadline::now() + run.boot_timeout;

@@ -31,6 +31,9 @@ const TSC_WINDOW: Duration = Duration::from_millis(10);
 /// The QEMU program, as Debian names it.
 const QEMU: &str = "qemu-system-x86_64";
 
+/// How many disks there may be: a microvm with ACPI has 24 places for virtio, of which the vsock, the network and the random numbers take three.
+pub const MAX_DISKS: usize = 24 - 3;
+
 /// A disk of the VM's: a file of the host.
 #[derive(Debug, Clone)]
 pub struct Disk {
@@ -50,9 +53,9 @@ impl Disk {
         let path = self.path.display().to_string().replace(',', ",,");
         [
             "-drive".into(),
-            format!("if=none,id={serial},format=raw,cache=unsafe,readonly={read_only},file={path}"),
+            format!("if=none,id=disk-{serial},format=raw,cache=unsafe,readonly={read_only},file={path}"),
             "-device".into(),
-            format!("virtio-blk-device,drive={serial},serial={serial}"),
+            format!("virtio-blk-device,drive=disk-{serial},serial={serial}"),
         ]
     }
 }
@@ -307,7 +310,7 @@ mod tests {
             "memory-backend-memfd,id=memory,size=512M,share=on",
             "-kernel /k -initrd /i",
             "socket,id=vsock,path=/run/nacre/a/vhost.sock",
-            "if=none,id=one,format=raw,cache=unsafe,readonly=on,file=/a,,b -device virtio-blk-device,drive=one,serial=one",
+            "if=none,id=disk-one,format=raw,cache=unsafe,readonly=on,file=/a,,b -device virtio-blk-device,drive=disk-one,serial=one",
         ] {
             assert!(arguments.contains(expected), "{expected}: {arguments}");
         }
