@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::rpc::{self, Services};
 use crate::sandbox::{Sandbox, Settings};
+use crate::storage::group::Group;
 use crate::storage::place::Place;
 use crate::storage::pull::{self, Pulls, WorkerCommand};
 use crate::storage::rules::Rules;
@@ -31,6 +32,9 @@ use crate::{init, log, network};
 const PLACE: &str = "/run/nacre";
 const STORE: &str = "/run/nacre/images";
 const SCRATCH: &str = "/run/nacre/scratch";
+
+/// Where the guest's cgroups are.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The host of a virtual machine, on vsock.
 const CID_HOST: u32 = 2;
@@ -93,9 +97,10 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let policy = Policy::of_image(Path::new("/"));
     // A plain process has a root that is not its own.
     let rules = if is_guest { Rules::of_image(Path::new("/"), &config) } else { Rules::default() };
+    let group = if is_guest { Group::below(CGROUPS) } else { Group::default() };
     let worker = WorkerCommand::find();
     let (setup, place) = Place::later();
-    let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, rules };
+    let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, group, rules };
     let scratch = PathBuf::from(SCRATCH);
     let sandbox = Sandbox::new(Settings { pipe_size: config.container_pipe_size, scratch }, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);

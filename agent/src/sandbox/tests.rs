@@ -1,6 +1,7 @@
 //! What the pod refuses, without a container being run.
 
 use super::*;
+use crate::storage::group::Group;
 use crate::storage::place::Place;
 use crate::storage::pull;
 use crate::storage::rules::Rules;
@@ -69,6 +70,7 @@ async fn images_wanted_early_are_pulled_once_the_pod_is_there() {
         place: Place::default(),
         timeout: Duration::from_secs(600),
         worker: pull::WorkerCommand { program: "sh".into(), args },
+        group: Group::default(),
         rules: Rules { prefetch: vec!["a".into()], ..Rules::default() },
     });
     let sandbox = Sandbox::new(Settings { pipe_size: None, scratch: "/nonexistent".into() }, pulls);

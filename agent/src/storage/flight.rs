@@ -127,6 +127,7 @@ impl Flight {
         self.tell(|status| status.phase = Phase::RESOLVING.into());
         let mut worker = settings.worker.command();
         worker.envs(settings.rules.environment.iter().map(|(name, value)| (name, value)));
+        settings.group.join(worker.as_std_mut());
         let image = nacre_pull::client::pull(worker, self.request.clone(), |event| self.event(event)).await;
         let failed = |source| PullError::Engine { reference: self.request.reference.clone(), source: Arc::new(source) };
         let pulled = image.map(|image| self.flights.layers.hold(image)).map_err(failed)?;

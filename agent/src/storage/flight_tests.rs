@@ -17,6 +17,7 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use super::{AT_ONCE, IN_LINE};
+use crate::storage::group::Group;
 use crate::storage::layers::Pulled;
 use crate::storage::place::Place;
 use crate::storage::pull::{PullError, Pulls, Settings, WorkerCommand};
@@ -61,8 +62,14 @@ impl Bench {
         let events = events.map(|event| serde_json::to_string(&event).unwrap().into());
         let args = ["-c".into(), SCRIPT.into(), dir.path().into()].into_iter().chain(events).collect();
         let worker = WorkerCommand { program: "sh".into(), args };
-        let pulls =
-            Pulls::new(Settings { store: dir.path().join("store"), place: Place::default(), timeout, worker, rules });
+        let pulls = Pulls::new(Settings {
+            store: dir.path().join("store"),
+            place: Place::default(),
+            timeout,
+            worker,
+            group: Group::default(),
+            rules,
+        });
         Bench { dir, pulls, log: BufReader::new(log).lines() }
     }
 

@@ -6,6 +6,7 @@
 
 mod directory;
 mod flight;
+pub mod group;
 mod layers;
 mod options;
 mod overlay;

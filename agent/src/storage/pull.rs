@@ -15,6 +15,7 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::flight::{self, Flights, State};
+use super::group::Group;
 use super::layers::Pulled;
 use super::place::{self, Place};
 use super::ready::{Disks, InUse};
@@ -158,6 +159,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// How the worker is started.
     pub worker: WorkerCommand,
+    /// And where.
+    pub group: Group,
     /// What the guest's image says of images.
     pub rules: Rules,
 }
@@ -362,6 +365,7 @@ impl Pulls {
             place: Place::default(),
             timeout: Duration::from_secs(5),
             worker,
+            group: Group::default(),
             rules: Rules::default(),
         })
     }

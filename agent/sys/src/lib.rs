@@ -1,6 +1,7 @@
 //! One safe function per system call that nix and rustix do not offer safely.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod clone;
 pub mod device_mapper;
 pub mod early;
