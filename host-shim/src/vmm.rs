@@ -46,14 +46,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Nothing on it outlives the VM, so the host need not write it through: `unsafe` is only said of a host that loses power.
+    /// Nothing on it outlives the VM, so the host need not write it through: `unsafe` is only said of a host that loses power. When
+    /// the host fails, the guest is told: by default QEMU would stop it until somebody comes.
     fn arguments(&self) -> [String; 4] {
         let (serial, read_only) = (&self.serial, if self.read_only { "on" } else { "off" });
         // A comma ends a value there, and two are one.
         let path = self.path.display().to_string().replace(',', ",,");
         [
             "-drive".into(),
-            format!("if=none,id=disk-{serial},format=raw,cache=unsafe,readonly={read_only},file={path}"),
+            format!(
+                "if=none,id=disk-{serial},format=raw,cache=unsafe,werror=report,rerror=report,readonly={read_only},file={path}"
+            ),
             "-device".into(),
             format!("virtio-blk-device,drive=disk-{serial},serial={serial}"),
         ]
@@ -310,7 +313,8 @@ mod tests {
             "memory-backend-memfd,id=memory,size=512M,share=on",
             "-kernel /k -initrd /i",
             "socket,id=vsock,path=/run/nacre/a/vhost.sock",
-            "if=none,id=disk-one,format=raw,cache=unsafe,readonly=on,file=/a,,b -device virtio-blk-device,drive=disk-one,serial=one",
+            "if=none,id=disk-one,format=raw,cache=unsafe,werror=report,rerror=report,readonly=on,file=/a,,b",
+            "-device virtio-blk-device,drive=disk-one,serial=one",
         ] {
             assert!(arguments.contains(expected), "{expected}: {arguments}");
         }

@@ -14,7 +14,7 @@ use nacre_protocol::nacre_ttrpc::GuestClient;
 use nacre_shim::accelerator::Accelerator;
 use nacre_shim::layout::Layout;
 use nacre_shim::size::Size;
-use nacre_shim::vmm::{Vm, VmSpec};
+use nacre_shim::vmm::{Disk, Vm, VmSpec};
 use tokio::time::Instant;
 use ttrpc::context::{Context, with_timeout};
 
@@ -119,6 +119,23 @@ impl Drop for Process {
     }
 }
 
+/// What a guest runs on.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// Its memory.
+    pub memory: Size,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// More words on the kernel's command line.
+    pub words: &'a [&'a str],
+}
+
+impl Default for Machine<'_> {
+    fn default() -> Self {
+        Machine { memory: Size::mib(512), disks: Vec::new(), words: &[] }
+    }
+}
+
 /// A guest. Dropping it ends it.
 #[derive(Debug)]
 pub struct Guest {
@@ -132,7 +149,7 @@ impl Guest {
     /// # Errors
     /// A guest that does not come up.
     pub async fn boot(dist: &Path) -> Result<Guest> {
-        Guest::boot_with(dist, &[]).await
+        Guest::boot_as(dist, Machine::default()).await
     }
 
     /// The same, with more words on the kernel's command line.
@@ -140,6 +157,14 @@ impl Guest {
     /// # Errors
     /// A guest that does not come up.
     pub async fn boot_with(dist: &Path, words: &[&str]) -> Result<Guest> {
+        Guest::boot_as(dist, Machine { words, ..Machine::default() }).await
+    }
+
+    /// The same, on this machine.
+    ///
+    /// # Errors
+    /// A guest that does not come up.
+    pub async fn boot_as(dist: &Path, machine: Machine<'_>) -> Result<Guest> {
         let dir = tempfile::tempdir().context("make the guest's directory")?;
         let layout = Layout {
             kernel: dist.join("share/nacre/vmlinux"),
@@ -151,9 +176,9 @@ impl Guest {
             dir: dir.path().to_path_buf(),
             accelerator: Accelerator::Tcg,
             cpus: 1,
-            memory: Size::mib(512),
-            disks: Vec::new(),
-            kernel_args: words.iter().map(ToString::to_string).collect(),
+            memory: machine.memory,
+            disks: machine.disks,
+            kernel_args: machine.words.iter().map(ToString::to_string).collect(),
         };
         let vm = Vm::boot(&spec, Instant::now() + 3 * UP_WITHIN).await?;
         Ok(Guest { vm, dir })

@@ -1,6 +1,7 @@
 //! `make bench`: sizes, boot, memory and speed, measured now; beside a named peer where there is one, turn by turn in the same run.
 
 mod cached;
+mod guest;
 mod jail;
 mod pull;
 mod tree;
@@ -103,6 +104,9 @@ fn main() -> Result<()> {
     }
     if wanted(&[cached::NAME]) {
         all.extend(cached::measure(&args.dist)?);
+    }
+    if wanted(&[guest::NAME]) {
+        all.extend(guest::measure(&args.dist)?);
     }
     // Last, for it parts this process's mounts from the host's.
     if wanted(&jail::NAMES) {
