@@ -1,6 +1,5 @@
 //! `make bench`: sizes, boot, memory and speed, measured now; beside a named peer where there is one, turn by turn in the same run.
 
-mod cached;
 mod guest;
 mod jail;
 mod pull;
@@ -101,9 +100,6 @@ fn main() -> Result<()> {
     }
     if wanted(&pull::NAMES) {
         all.extend(pull::measure(&args.dist, |name| name.starts_with(&args.only))?);
-    }
-    if wanted(&[cached::NAME]) {
-        all.extend(cached::measure(&args.dist)?);
     }
     if wanted(&[guest::NAME]) {
         all.extend(guest::measure(&args.dist)?);

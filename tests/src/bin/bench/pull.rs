@@ -38,7 +38,7 @@ pub(crate) const NAMES: [&str; 13] = [
 ];
 
 /// The least that programs need.
-pub(crate) const SMALL: [&[&str]; 2] = [&["base-files", "libc6"], &["coreutils", "dash"]];
+const SMALL: [&[&str]; 2] = [&["base-files", "libc6"], &["coreutils", "dash"]];
 
 /// Python with what people compute with, a layer each.
 const PYTHON: [&[&str]; 3] = [
@@ -263,8 +263,7 @@ fn quiet(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// An image of Debian's packages, a layer each.
-pub(crate) fn packages(layers: &[&[&str]], dir: &Path) -> Result<Written> {
+fn packages(layers: &[&[&str]], dir: &Path) -> Result<Written> {
     let mut image = Image::new(json!({}));
     for packages in layers {
         image = image.layer(demo_image::layer(packages, &demo_image::cache())?, Compression::Gzip);
