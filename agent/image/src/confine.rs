@@ -2,14 +2,14 @@
 //!
 //! Three walls, each of which holds by itself: capabilities, Landlock where the kernel has it, and an allow-list of system calls. All are a
 //! thread's own and pass to the threads that it makes. The server is confined before it has a second thread. The worker's threads are confined
-//! as they begin; its first one has to start the server and key providers, and is confined when it has started the last.
+//! as they begin, whatever the one that made them was; its first one has to start the server and key providers, and is confined when it has started
+//! the last.
 
 mod calls;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use landlock::{
     ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
@@ -45,8 +45,6 @@ pub(crate) struct Confinement {
     capabilities: CapabilitySet,
     paths: RulesetCreated,
     filters: [BpfProgram; 2],
-    /// Whether the first thread is confined, and with it all that begin from now on.
-    whole: AtomicBool,
 }
 
 impl Confinement {
@@ -79,25 +77,20 @@ impl Confinement {
             capabilities,
             paths: paths.map_err(failed("prepare Landlock"))?,
             filters: filters.map_err(failed("prepare seccomp"))?,
-            whole: AtomicBool::new(false),
         })
     }
 
-    /// Confines a thread that has begun, unless the thread that made it was confined.
-    pub(crate) fn thread(&self) -> Result<()> {
-        if self.whole.load(Relaxed) { Ok(()) } else { self.enter() }
-    }
-
-    /// Confines the first thread, and with it the process.
+    /// Confines the first thread, and limits the process.
     pub(crate) fn process(&self) -> Result<()> {
         for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, MAX_FILES), (Resource::Data, MAX_MEMORY)] {
             limit(resource, most)?;
         }
-        self.whole.store(true, Relaxed);
-        self.enter()
+        self.thread()
     }
 
-    fn enter(&self) -> Result<()> {
+    /// Confines a thread that has begun. One that is confined already has nothing to lose by it: each step only ever takes, and none of them may be
+    /// left out, for a thread can't tell whether the one that made it was confined by then.
+    pub(crate) fn thread(&self) -> Result<()> {
         rustix::thread::set_no_new_privs(true).map_err(failed("set no_new_privs"))?;
         bound(self.capabilities).map_err(failed("bound the capabilities"))?;
         if let Some(user) = self.user {

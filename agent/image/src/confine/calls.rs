@@ -131,6 +131,13 @@ const UNPACKING: &[c_long] = &[
     libc::SYS_wait4,
     libc::SYS_waitid,
 ];
+
+/// What a thread takes from itself when it is confined once more.
+const CONFINING: &[c_long] = &[libc::SYS_capget, libc::SYS_capset, libc::SYS_landlock_restrict_self];
+
+/// linux/seccomp.h: the operation of seccomp(2) that adds a filter.
+const SECCOMP_SET_MODE_FILTER: i32 = 1;
+
 #[cfg(target_arch = "x86_64")]
 const OLD_UNPACKING: &[c_long] =
     &[libc::SYS_chmod, libc::SYS_mkdir, libc::SYS_open, libc::SYS_rename, libc::SYS_rmdir, libc::SYS_unlink];
@@ -182,7 +189,9 @@ const NAMESPACES: i32 = libc::CLONE_NEWCGROUP
 /// The filters of a worker that has started all that it is going to. A host's cache is called anew for each blob.
 pub(super) fn worker(family: Option<i32>) -> Result<[BpfProgram; 2]> {
     let mut calls = Calls::default();
-    calls.always(&[RUNTIME, INPUT_OUTPUT, OLD, UNPACKING, OLD_UNPACKING]).threads()?.own()?;
+    calls.always(&[RUNTIME, INPUT_OUTPUT, OLD, UNPACKING, OLD_UNPACKING, CONFINING]).threads()?.own()?;
+    calls.one_of(libc::SYS_prctl, 0, &[libc::PR_SET_NO_NEW_PRIVS, libc::PR_CAPBSET_DROP])?;
+    calls.one_of(libc::SYS_seccomp, 0, &[SECCOMP_SET_MODE_FILTER])?;
     if let Some(family) = family {
         calls.always(&[&[libc::SYS_connect]]).one_of(libc::SYS_socket, 0, &[family])?;
     }

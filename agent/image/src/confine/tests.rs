@@ -42,12 +42,32 @@ const REFUSED: i32 = 41;
 fn confined() {
     let var = |name: &str| std::env::var(name).unwrap();
     let confinement = match var("CONFINED_AS").as_str() {
-        "worker" => Confinement::of_worker(Path::new("store"), None),
+        "worker" | "late thread" => Confinement::of_worker(Path::new("store"), None),
         "server" => Confinement::of_server(None),
         _ => Confinement::of_server(Some(65534)),
     };
-    confinement.unwrap().process().unwrap();
-    std::process::exit(if try_to(&var("CONFINED_ACT")).is_ok() { DONE } else { REFUSED });
+    let confinement = confinement.unwrap();
+    let tries = || std::process::exit(if try_to(&var("CONFINED_ACT")).is_ok() { DONE } else { REFUSED });
+    if var("CONFINED_AS") == "late thread" {
+        begin_late(&confinement, tries);
+    } else {
+        confinement.process().unwrap();
+        tries();
+    }
+}
+
+/// In a thread that was made before the first one is confined, and begins after it.
+fn begin_late(confinement: &Confinement, act: impl Fn() + Send) {
+    std::thread::scope(|scope| {
+        let (begin, begins) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            begins.recv().unwrap();
+            confinement.thread().unwrap();
+            act();
+        });
+        confinement.process().unwrap();
+        begin.send(()).unwrap();
+    });
 }
 
 fn try_to(act: &str) -> io::Result<()> {
@@ -59,6 +79,10 @@ fn try_to(act: &str) -> io::Result<()> {
         "rename out of it" => fs::rename("store/old", "gone"),
         "read beside it" => fs::read("file").map(drop),
         "read what is somebody's" => fs::read("private").map(drop),
+        "have no more rights than unpacking takes" => {
+            let permitted = rustix::thread::capabilities(None)?.permitted;
+            if UNPACKING.contains(permitted) { Ok(()) } else { Err(io::Error::other(format!("{permitted:?}"))) }
+        }
         "make an attribute of overlayfs" => {
             let store = fs::File::open("store")?;
             Ok(rustix::fs::fsetxattr(store, "trusted.overlay.opaque", b"y", XattrFlags::empty())?)
@@ -108,19 +132,27 @@ fn place() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_worker_unpacks_and_does_nothing_else() {
-    let dir = place();
-    let ends = |act| attempt("worker", act, dir.path());
-    for act in ["begin a thread", "write into the store", "make an attribute of overlayfs", "make what is others'"] {
-        assert_eq!(ends(act), End::Done, "{act}");
-    }
-    for act in ["run a program", "make a process", "mount", "trace", "see all packets", "talk to a registry"] {
-        assert_eq!(ends(act), End::Killed, "{act}");
-    }
-    assert_eq!(ends("become another user"), End::Killed);
-    if has_landlock() {
-        for act in ["write beside it", "read beside it", "rename out of it"] {
-            assert_eq!(ends(act), End::Refused, "{act}");
+fn a_worker_unpacks_and_does_nothing_else_also_in_a_thread_that_begins_late() {
+    for worker in ["worker", "late thread"] {
+        let dir = place();
+        let ends = |act| attempt(worker, act, dir.path());
+        for act in [
+            "begin a thread",
+            "write into the store",
+            "make an attribute of overlayfs",
+            "make what is others'",
+            "have no more rights than unpacking takes",
+        ] {
+            assert_eq!(ends(act), End::Done, "{worker}: {act}");
+        }
+        for act in ["run a program", "make a process", "mount", "trace", "see all packets", "talk to a registry"] {
+            assert_eq!(ends(act), End::Killed, "{worker}: {act}");
+        }
+        assert_eq!(ends("become another user"), End::Killed, "{worker}");
+        if has_landlock() {
+            for act in ["write beside it", "read beside it", "rename out of it"] {
+                assert_eq!(ends(act), End::Refused, "{worker}: {act}");
+            }
         }
     }
 }
