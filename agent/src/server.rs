@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use nacre_protocol::address::{Address, CID_ANY};
+use nacre_protocol::address::{Address, CID_ANY, CID_HOST};
 use nacre_protocol::connect;
 use rustix::process::{Resource, Rlimit};
 use tokio::io::AsyncWriteExt as _;
@@ -35,9 +35,6 @@ const SCRATCH: &str = "/run/nacre/scratch";
 
 /// Where the guest's cgroups are.
 const CGROUPS: &str = "/sys/fs/cgroup";
-
-/// The host of a virtual machine, on vsock.
-const CID_HOST: u32 = 2;
 
 /// How long the host may take to answer the guest's call.
 const CALL_WITHIN: Duration = Duration::from_secs(10);

@@ -53,7 +53,7 @@ fn the_image_engine_knows_nothing_of_the_agents_api() {
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("image/src"), &mut text);
     let used: BTreeSet<_> =
         text.split("nacre_protocol::").skip(1).map(|rest| rest.split(':').next().unwrap()).collect();
-    let allowed = ["address", "blob_cache", "connect", "keyprovider"];
+    let allowed = ["address", "blob_cache", "connect", "disk", "keyprovider"];
     assert!(used.iter().all(|module| allowed.iter().any(|name| module.starts_with(name))), "{used:?}");
 }
 

@@ -8,21 +8,16 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use nacre_protocol::disk::{LAYER_ANNOTATION, layer_serial};
 use serde_json::Value;
 
 use crate::vmm::Disk;
-
-/// Where a layer's descriptor has its root hash.
-const ANNOTATION: &str = "dev.nacre.layer.verity";
 
 /// The manifest's name, where a directory is given.
 const MANIFEST: &str = "manifest.json";
 
 /// The largest manifest.
 const MAX_MANIFEST: u64 = 4 << 20;
-
-/// How many letters of a root hash a disk's serial number has.
-const SERIAL: usize = 20;
 
 /// The disks for the layers that `path`, a manifest or the directory of one, names: at most `room`.
 ///
@@ -42,11 +37,7 @@ pub fn disks(path: &Path, room: usize) -> Result<Vec<Disk>> {
     let dir = manifest.parent().unwrap_or(Path::new("."));
     let mut files = names.into_iter().map(|name| file(dir, name)).collect::<Result<Vec<_>>>()?;
     files.sort_by_key(|(bytes, _, _)| std::cmp::Reverse(*bytes));
-    let disk = |(_, name, path): (u64, String, PathBuf)| Disk {
-        path,
-        serial: name.chars().take(SERIAL).collect(),
-        read_only: true,
-    };
+    let disk = |(_, name, path): (u64, String, PathBuf)| Disk { path, serial: layer_serial(&name), read_only: true };
     Ok(files.into_iter().take(room).map(disk).collect())
 }
 
@@ -54,7 +45,7 @@ pub fn disks(path: &Path, room: usize) -> Result<Vec<Disk>> {
 fn root_hashes(manifest: &Value) -> Vec<String> {
     let layers = manifest.get("layers").and_then(Value::as_array);
     let annotation = |layer: &Value| {
-        let text = layer.get("annotations")?.get(ANNOTATION)?.as_str()?;
+        let text = layer.get("annotations")?.get(LAYER_ANNOTATION)?.as_str()?;
         let name = text.strip_prefix("sha256:")?.split(';').next()?;
         let is_digest = name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         is_digest.then(|| name.to_string())
@@ -84,7 +75,7 @@ mod tests {
             std::fs::write(dir.path().join(format!("{name}.erofs")), vec![0; size]).unwrap();
         }
         let layer =
-            |name: &str| serde_json::json!({ "annotations": { ANNOTATION: format!("sha256:{name};blocks=1") } });
+            |name: &str| serde_json::json!({ "annotations": { LAYER_ANNOTATION: format!("sha256:{name};blocks=1") } });
         let write = |layers: Vec<Value>| {
             let manifest = serde_json::json!({ "layers": layers });
             std::fs::write(dir.path().join(MANIFEST), manifest.to_string()).unwrap();

@@ -7,12 +7,10 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use nacre_protocol::disk;
 
 use crate::size::Size;
 use crate::vmm::Disk;
-
-/// By which the guest's agent knows the disk.
-const SERIAL: &str = "nacre-scratch";
 
 /// The file. It must be there until the VM is up.
 #[derive(Debug)]
@@ -33,7 +31,7 @@ impl Scratch {
     /// As the VM has it.
     pub fn disk(&self) -> Disk {
         let path = format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd());
-        Disk { path: path.into(), serial: SERIAL.into(), read_only: false }
+        Disk { path: path.into(), serial: disk::SCRATCH.into(), read_only: false }
     }
 }
 

@@ -13,6 +13,9 @@ pub const MAX_LENGTH: usize = 256;
 /// The vsock CID that stands for "any" when binding (VMADDR_CID_ANY, vsock(7)).
 pub const CID_ANY: u32 = u32::MAX;
 
+/// The vsock CID of a guest's host (VMADDR_CID_HOST, vsock(7)).
+pub const CID_HOST: u32 = 2;
+
 /// An agent's address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {

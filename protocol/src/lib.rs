@@ -2,12 +2,13 @@
 //!
 //! [`generated`] holds the Kata agent API, our own service and the key providers' one, made at build time from `proto/`. [`address`] and [`connect`] say
 //! where an agent is and how to reach it; [`convert`] turns the wire's OCI messages into the specification's types and back; [`blob_cache`] is
-//! apart from all that: what a guest and the host's cache of blobs say to each other. Nothing here knows what either side does with a request.
+//! apart from all that: what a guest and the host's cache of blobs say to each other; [`disk`] is by what a guest knows its disks. Nothing here knows what either side does with a request.
 
 pub mod address;
 pub mod blob_cache;
 pub mod connect;
 pub mod convert;
+pub mod disk;
 
 /// Messages and services, generated from `proto/`.
 #[expect(clippy::allow_attributes, reason = "which lints generated code trips is its generator's business")]

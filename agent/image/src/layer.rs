@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use nacre_protocol::disk::LAYER_ANNOTATION;
 use oci_spec::image::{Descriptor, ImageManifest};
 
 use crate::cache::{Cache, Offer, Offered};
@@ -120,7 +121,7 @@ impl Layer {
 
     /// What a disk must be to stand for it, if a trusted source says so. An encrypted layer has no ready-made form, for the host could read it.
     pub(crate) fn verity(&self, known: &[Known]) -> Option<Verity> {
-        let annotation = self.blob.annotations().as_ref().and_then(|all| all.get(ready::ANNOTATION));
+        let annotation = self.blob.annotations().as_ref().and_then(|all| all.get(LAYER_ANNOTATION));
         ready::of(&self.diff_id, known, annotation.map(String::as_str)).filter(|_| self.lock.is_none())
     }
 

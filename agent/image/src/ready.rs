@@ -6,19 +6,14 @@
 use std::fmt;
 use std::str::FromStr;
 
+use nacre_protocol::disk::layer_serial;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::reference::{self, Sha256};
 
-/// The annotation of a layer in a manifest: `sha256:ROOT;blocks=N`.
-pub const ANNOTATION: &str = "dev.nacre.layer.verity";
-
-/// The most blocks of data: 256 GiB.
-const MAX_BLOCKS: u64 = 64 << 20;
-
-/// How many letters of the root hash are a disk's serial number: virtio has 20 bytes for it.
-const SERIAL: usize = 20;
+/// The most blocks of data: 256 GiB, which is also the most that an image unpacks to.
+pub(crate) const MAX_BLOCKS: u64 = 64 << 20;
 
 /// What a ready-made layer must be: the root hash of its tree, and how many blocks of 4 KiB the tree stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -38,7 +33,7 @@ impl Verity {
 
     /// The serial number of the disk that says that it is this.
     pub fn serial(&self) -> String {
-        self.root_hash().chars().take(SERIAL).collect()
+        layer_serial(&self.root_hash())
     }
 
     /// The bytes of the data and of the tree.

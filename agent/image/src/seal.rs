@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nacre_protocol::disk::LAYER_ANNOTATION;
 use oci_spec::image::ImageManifest;
 use serde::Serialize;
 use serde_json::Value;
@@ -188,7 +189,7 @@ fn annotate(manifest: &[u8], layers: impl Iterator<Item = Option<Verity>>) -> Re
         let (Some(verity), Some(fields)) = (verity, descriptor.as_object_mut()) else { continue };
         let annotations = fields.entry("annotations").or_insert_with(|| Value::Object(Default::default()));
         if let Some(annotations) = annotations.as_object_mut() {
-            annotations.insert(ready::ANNOTATION.into(), verity.to_string().into());
+            annotations.insert(LAYER_ANNOTATION.into(), verity.to_string().into());
         }
     }
     if let Some(fields) = manifest.as_object_mut() {

@@ -5,6 +5,7 @@
 //! pod name the same ones. Paths come from the host and are walked without following links.
 
 mod directory;
+mod disks;
 mod flight;
 pub mod group;
 mod layers;

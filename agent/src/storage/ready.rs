@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use nacre_protocol::disk::LAYER_SERIAL;
 use nacre_pull::ready::Verity;
 use nacre_sys::device_mapper::{self, Mapped, Target};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use super::disks::{self, Disk, SECTOR};
 use super::pull::lock;
-
-const SECTOR: u64 = 512;
 
 /// The most disks that are looked at. A machine has no room for more.
 const MAX_DISKS: usize = 64;
@@ -33,8 +33,8 @@ const MAX_DISKS: usize = 64;
 pub(super) enum Error {
     #[error("there is no disk with the serial number {0}")]
     Missing(String),
-    #[error("the disk {disk} has {found} bytes, less than the {wanted} of the layer")]
-    TooSmall { disk: String, found: u64, wanted: u64 },
+    #[error("the disk {disk:?} has {found} bytes, less than the {wanted} of the layer")]
+    TooSmall { disk: PathBuf, found: u64, wanted: u64 },
     #[error("{act} {path:?}")]
     System { act: &'static str, path: PathBuf, source: io::Error },
 }
@@ -95,7 +95,7 @@ impl Disks {
     /// The serial numbers of the disks that may be ready-made layers, sorted.
     pub(super) fn attached(&self) -> Vec<String> {
         let distrusted = lock(&self.distrusted);
-        let mut serials: Vec<String> = disks().into_iter().map(|(serial, _)| serial).collect();
+        let mut serials: Vec<String> = candidates().into_iter().map(|disk| disk.serial).collect();
         serials.retain(|serial| !distrusted.contains(serial));
         serials.sort_unstable();
         serials.dedup();
@@ -123,17 +123,17 @@ impl Disks {
 
     fn layer(&self, place: &Path, verity: &Verity) -> Result<Layer, Error> {
         let serial = verity.serial();
-        let disk = disks().into_iter().find(|(known, _)| *known == serial).map(|(_, name)| name);
+        let disk = candidates().into_iter().find(|disk| disk.serial == serial);
         let disk = disk.ok_or_else(|| Error::Missing(serial.clone()))?;
-        let found = size(&disk)?;
+        let (found, disk) = (disk.bytes(), disk.path());
+        let found = found.map_err(|error| Error::system("ask for the size of", &disk, error))?;
         if found < verity.bytes() {
             return Err(Error::TooSmall { disk, found, wanted: verity.bytes() });
         }
         let name = format!("layer-{serial}-{}", self.made.fetch_add(1, Relaxed));
         let (parameters, sectors) = (table(&disk, verity), verity.blocks * nacre_pull::verity::BLOCK as u64 / SECTOR);
         let target = Target { sectors, kind: "verity", parameters: &parameters, read_only: true };
-        let device =
-            device_mapper::create(&name, &target).map_err(|error| Error::system("verify", Path::new(&disk), error))?;
+        let device = device_mapper::create(&name, &target).map_err(|error| Error::system("verify", &disk, error))?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(place);
         made.map_err(|error| Error::system("make directory", place, error))?;
         mount(&device.path, place, "erofs", MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID, None)
@@ -143,26 +143,14 @@ impl Disks {
 }
 
 /// The parameters of the target: version 1, the same disk for data and for their digests, and no salt.
-fn table(disk: &str, verity: &Verity) -> String {
-    let (blocks, size) = (verity.blocks, nacre_pull::verity::BLOCK);
-    format!("1 /dev/{disk} /dev/{disk} {size} {size} {blocks} {blocks} sha256 {} -", verity.root_hash())
+fn table(disk: &Path, verity: &Verity) -> String {
+    let (disk, blocks, size) = (disk.display(), verity.blocks, nacre_pull::verity::BLOCK);
+    format!("1 {disk} {disk} {size} {size} {blocks} {blocks} sha256 {} -", verity.root_hash())
 }
 
-/// Serial numbers and names of the disks whose serial number may be the beginning of a root hash.
-fn disks() -> Vec<(String, String)> {
-    let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
-    let disk = |entry: fs::DirEntry| {
-        let serial = fs::read_to_string(entry.path().join("serial")).ok()?.trim().to_string();
-        let is_digest = serial.len() == 20 && serial.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        Some((serial, entry.file_name().into_string().ok()?)).filter(|_| is_digest)
-    };
-    entries.filter_map(Result::ok).filter_map(disk).take(MAX_DISKS).collect()
-}
-
-fn size(disk: &str) -> Result<u64, Error> {
-    let path = Path::new("/sys/block").join(disk).join("size");
-    let text = fs::read_to_string(&path).map_err(|error| Error::system("read", &path, error))?;
-    let sectors: Result<u64, _> = text.trim().parse();
-    let sectors = sectors.map_err(|_| Error::system("read", &path, io::Error::from(io::ErrorKind::InvalidData)))?;
-    Ok(sectors.saturating_mul(SECTOR))
+/// The disks whose serial number may be the beginning of a root hash.
+fn candidates() -> Vec<Disk> {
+    let hex = |serial: &str| serial.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_digest = |disk: &Disk| disk.serial.len() == LAYER_SERIAL && hex(&disk.serial);
+    disks::all().unwrap_or_default().into_iter().filter(is_digest).take(MAX_DISKS).collect()
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
-use nacre_protocol::address::Address;
+use nacre_protocol::address::{Address, CID_HOST};
 use nacre_pull::ready::Known;
 
 use crate::config::{Config, prefetch};
@@ -18,9 +18,6 @@ const AUTH: &str = "/etc/containers/auth.json";
 const KEY_PROVIDERS: &str = "/etc/ocicrypt_config.json";
 const PREFETCH: &str = "/etc/nacre/prefetch";
 const LAYERS: &str = "/etc/nacre/layers";
-
-/// The host's vsock CID (vsock(7)).
-const HOST: u32 = 2;
 
 /// The largest file of rules.
 const MAX_RULES: u64 = 1 << 20;
@@ -96,7 +93,7 @@ impl Rules {
             .into_iter()
             .chain(config.prefetch.iter().cloned())
             .collect(),
-            blob_cache: config.blob_cache_port.map(|port| Address::Vsock { cid: HOST, port }.to_string()),
+            blob_cache: config.blob_cache_port.map(|port| Address::Vsock { cid: CID_HOST, port }.to_string()),
         }
     }
 }

@@ -8,9 +8,7 @@ use rustix::io::Errno;
 
 use super::format::{BLOCK, HOLE, SLOT};
 use crate::error::{Error, Result};
-
-/// The most blocks of an image: 256 GiB, which is also the most that an image unpacks to.
-const MAX_BLOCKS: u64 = 64 << 20;
+use crate::ready::MAX_BLOCKS;
 
 /// What is read and written at once, and the smallest hole that is told from data.
 const PIECE: usize = 64 << 10;

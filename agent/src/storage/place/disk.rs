@@ -12,19 +12,16 @@
 //! error. The keys are drawn here and kept by nobody but the kernel. The disk is not wiped first: a sector that was never written has no tag, and
 //! nothing reads it. They take 16 bytes of memory for each 4 KiB that are written.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::disk::SCRATCH;
 use nacre_sys::device_mapper::{self, Mapped, Target};
 use zeroize::Zeroizing;
 
 use super::zram::Zram;
 use super::{Error, random};
+use crate::storage::disks::{self, SECTOR};
 
-/// The serial number of the disk that is ours.
-const SERIAL: &str = "nacre-scratch";
-
-const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
 
 /// Bytes of a block's tag: half of the HMAC, which is as hard to guess as a key of that length.
@@ -51,19 +48,11 @@ pub fn most(memory: u64) -> u64 {
 
 /// The first disk with our serial number.
 pub fn find() -> Result<Option<Disk>, Error> {
-    let all = Path::new("/sys/block");
-    let failed = |error| Error::system("list", all.display(), error);
-    let entries = fs::read_dir(all).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    let mut disks: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
-    disks.sort();
-    // Not all block devices have a serial number.
-    let is_ours = |disk: &PathBuf| fs::read_to_string(disk.join("serial")).is_ok_and(|text| text.trim() == SERIAL);
-    let Some(disk) = disks.into_iter().find(is_ours) else { return Ok(None) };
-    let size = disk.join("size");
-    let text = fs::read_to_string(&size).map_err(|error| Error::system("read", size.display(), error))?;
-    let sectors: u64 = text.trim().parse().unwrap_or(0); // and then it is too small
-    let path = Path::new("/dev").join(disk.file_name().unwrap_or_default());
-    Ok(Some(Disk { path, bytes: sectors.saturating_mul(SECTOR) }))
+    let disks = disks::all().map_err(|error| Error::system("list", "disks", error))?;
+    let Some(disk) = disks.into_iter().find(|disk| disk.serial == SCRATCH) else { return Ok(None) };
+    let path = disk.path();
+    let bytes = disk.bytes().map_err(|error| Error::system("ask for the size of", path.display(), error))?;
+    Ok(Some(Disk { path, bytes }))
 }
 
 /// The disk, made safe. Dropping it removes the devices, unless they are in use; the uppermost goes first.
