@@ -31,6 +31,14 @@ pub fn dist() -> Option<PathBuf> {
     }
 }
 
+/// What it takes to have guests pull from a registry of their own.
+pub const PULLING: &[&str] = &["qemu-system-x86_64", "busybox", "docker-registry", "skopeo", "openssl"];
+
+/// The directory with what ships, where guests can do so.
+pub fn for_pulls() -> Option<PathBuf> {
+    dist().filter(|_| have(PULLING))
+}
+
 /// Whether all of these programs are installed; what is missing is said.
 pub fn have(programs: &[&str]) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();

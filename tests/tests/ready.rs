@@ -28,10 +28,7 @@ struct World {
 
 impl World {
     fn new() -> Option<World> {
-        let dist = dist::dist()?;
-        if !dist::have(&["qemu-system-x86_64", "busybox", "docker-registry", "skopeo", "openssl"]) {
-            return None;
-        }
+        let dist = dist::for_pulls()?;
         let registry = Registry::start(None).unwrap();
         Some(World { bin: dist.join("bin"), registry, dir: tempfile::tempdir().unwrap() })
     }

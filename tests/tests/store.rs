@@ -38,10 +38,7 @@ struct World {
 
 impl World {
     fn new() -> Option<World> {
-        let dist = dist::dist()?;
-        if !dist::have(&["qemu-system-x86_64", "busybox", "docker-registry", "skopeo", "openssl"]) {
-            return None;
-        }
+        let dist = dist::for_pulls()?;
         Some(World { dist, registry: Registry::start(None).unwrap(), dir: tempfile::tempdir().unwrap() })
     }
 

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::access::lookaside::Lookaside;
+use crate::access::lookaside::{self, Lookaside};
 use crate::error::{Error, Kind, Result};
 use crate::policy::{LegacyProof, Named, Policy, Signature, Wanted};
 use crate::registry::{Access, Found};
@@ -117,7 +117,7 @@ pub(crate) fn judge(request: &Request, found: &Found, silence: Duration) -> Resu
     result
 }
 
-/// Where signatures of the image by GPG are: this, and `@sha256=…/signature-N` for each of its manifests.
+/// Where signatures of the image by GPG are ([`lookaside::place`]).
 fn store(request: &Request, named: &Named) -> Result<Option<String>> {
     let (lookaside, scopes) = (Lookaside::parse(&request.lookaside)?, named.pulled().scopes());
     let store = lookaside.store(scopes.iter().map(String::as_str));
@@ -128,13 +128,13 @@ fn store(request: &Request, named: &Named) -> Result<Option<String>> {
 fn local(dir: &str, manifests: &[Vec<u8>]) -> Result<Vec<Signature>> {
     let mut found = Vec::new();
     for manifest in manifests {
-        let dir = format!("{dir}@sha256={}", hex::encode(Sha256::digest(manifest)));
+        let hex = hex::encode(Sha256::digest(manifest));
         for number in 1..=MAX_LOCAL {
-            let path = Path::new(&dir).join(format!("signature-{number}"));
-            if !path.exists() {
+            let path = lookaside::place(dir, &hex, number);
+            if !Path::new(&path).exists() {
                 break;
             }
-            found.push(Signature::Gpg(limited::read(&path, limited::MAX_TEXT)?));
+            found.push(Signature::Gpg(limited::read(Path::new(&path), limited::MAX_TEXT)?));
         }
     }
     Ok(found)

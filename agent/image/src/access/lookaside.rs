@@ -94,6 +94,11 @@ pub fn read(dir: &Path) -> std::result::Result<Vec<String>, String> {
     paths.iter().map(|path| limited::read_text(path).map_err(|error| error.message)).collect()
 }
 
+/// Where a store has a manifest's signature of this number, the first being 1: `base` is the store's address and the repository's path.
+pub(crate) fn place(base: &str, manifest_hex: &str, number: usize) -> String {
+    format!("{base}@sha256={manifest_hex}/signature-{number}")
+}
+
 impl Namespace {
     fn url(&self) -> Option<&str> {
         self.lookaside.as_deref().or(self.sigstore.as_deref()).filter(|url| !url.is_empty())

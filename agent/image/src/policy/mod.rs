@@ -37,6 +37,7 @@ pub use named::{BadName, Named};
 use json::quoted;
 use payload::{Image, Kind};
 use requirement::Requirement;
+use sigstore::Demand;
 
 /// The most bytes of a policy, and of the file of a key.
 const MAX_POLICY: usize = 1 << 20;
@@ -274,7 +275,7 @@ fn check(requirement: &Requirement, image: &Image<'_>, signatures: &[Signature])
         Requirement::Unsupported(why) => Err(why.clone()),
         Requirement::SigstoreSigned { signers, identity } => one_of(signatures, |signature| match signature {
             Signature::Gpg(_) => None,
-            other => Some(sigstore::verify(other, signers, identity, image)),
+            other => Some(sigstore::verify(other, &Demand { signers, identity, image })),
         }),
         Requirement::SignedBy { keyrings, identity } => {
             let now = SystemTime::now();

@@ -22,18 +22,25 @@ const STATEMENT_MEDIA_TYPE: &str = "application/vnd.in-toto+json";
 /// types, and may be signed with the same key.
 const PREDICATE_TYPE: &str = "https://sigstore.dev/cosign/sign/v1";
 
-/// Whether the signature is by one of the signers, and for the image.
-pub(super) fn verify(signature: &Signature, signers: &Signers, identity: &Identity, image: &Image<'_>) -> Result<()> {
+/// What a signature must be: by one of the signers, and for the image.
+pub(super) struct Demand<'a> {
+    pub(super) signers: &'a Signers,
+    pub(super) identity: &'a Identity,
+    pub(super) image: &'a Image<'a>,
+}
+
+/// Whether the signature is what is demanded.
+pub(super) fn verify(signature: &Signature, demand: &Demand<'_>) -> Result<()> {
     match signature {
         Signature::Legacy { payload, signature_base64, proof } => {
             let certificates = certificate::brought(proof.certificate.as_deref(), proof.chain.as_deref())?;
             let entry = proof.bundle.as_deref().map(log::Entry::from_annotation).transpose()?;
             let (signature, message) =
                 (decode(signature_base64, "the signature")?, Message { bytes: payload, payload });
-            signers.verify(&message, &signature, &Proof { certificates, entry })?;
-            payload::verify(payload, Kind::Cosign, identity, image)
+            demand.signers.verify(&message, &signature, &Proof { certificates, entry })?;
+            payload::verify(payload, Kind::Cosign, demand.identity, demand.image)
         }
-        Signature::Bundle(bundle) => verify_bundle(bundle, signers, identity, image),
+        Signature::Bundle(bundle) => verify_bundle(bundle, demand),
         Signature::Gpg(_) => Err("it is made by GPG".into()),
     }
 }
@@ -46,7 +53,7 @@ fn parse_name(text: &str) -> Result<Named> {
     Named::parse(text).map_err(|error| error.to_string())
 }
 
-fn verify_bundle(bundle: &[u8], signers: &Signers, identity: &Identity, image: &Image<'_>) -> Result<()> {
+fn verify_bundle(bundle: &[u8], demand: &Demand<'_>) -> Result<()> {
     let mut fields = json::parse(bundle)?.object("bundle")?;
     let kind = fields.text("mediaType")?;
     if kind != BUNDLE_TYPE {
@@ -57,12 +64,8 @@ fn verify_bundle(bundle: &[u8], signers: &Signers, identity: &Identity, image: &
     let message = fields.take("messageSignature");
     fields.done()?;
     match (envelope, message) {
-        (Some(envelope), None) => {
-            verify_envelope(envelope.object("bundle.dsseEnvelope")?, signers, &proof, identity, image)
-        }
-        (None, Some(message)) => {
-            verify_message(message.object("bundle.messageSignature")?, signers, &proof, identity, image)
-        }
+        (Some(envelope), None) => verify_envelope(envelope.object("bundle.dsseEnvelope")?, &proof, demand),
+        (None, Some(message)) => verify_message(message.object("bundle.messageSignature")?, &proof, demand),
         _ => Err("the bundle has not one of dsseEnvelope and messageSignature".into()),
     }
 }
@@ -94,13 +97,7 @@ fn raw(value: Value) -> Result<CertificateDer<'static>> {
 }
 
 /// A signed statement (DSSE and in-toto).
-fn verify_envelope(
-    mut fields: Fields,
-    signers: &Signers,
-    proof: &Proof,
-    identity: &Identity,
-    image: &Image<'_>,
-) -> Result<()> {
+fn verify_envelope(mut fields: Fields, proof: &Proof, demand: &Demand<'_>) -> Result<()> {
     let payload = decode(&fields.text("payload")?, "bundle.dsseEnvelope.payload")?;
     let kind = fields.text("payloadType")?;
     let mut signatures = fields.list("signatures")?.into_iter();
@@ -116,8 +113,8 @@ fn verify_envelope(
         return Err(format!("the payload's type {} is not known", quoted(&kind)));
     }
     let bytes = pre_authentication_encoding(&kind, &payload);
-    signers.verify(&Message { bytes: &bytes, payload: &payload }, &signature, proof)?;
-    verify_statement(&payload, identity, image)
+    demand.signers.verify(&Message { bytes: &bytes, payload: &payload }, &signature, proof)?;
+    verify_statement(&payload, demand)
 }
 
 /// What is signed of an envelope: its type too, so that no payload passes for another kind.
@@ -128,7 +125,7 @@ fn pre_authentication_encoding(kind: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A statement may have fields that are not known here; those it needs must be right.
-fn verify_statement(payload: &[u8], identity: &Identity, image: &Image<'_>) -> Result<()> {
+fn verify_statement(payload: &[u8], Demand { identity, image, .. }: &Demand<'_>) -> Result<()> {
     let mut fields = json::parse(payload)?.object("statement")?;
     for (name, expected) in [("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)] {
         let found = fields.text(name)?;
@@ -156,13 +153,7 @@ fn verify_statement(payload: &[u8], identity: &Identity, image: &Image<'_>) -> R
 }
 
 /// A signature over the manifest itself.
-fn verify_message(
-    mut fields: Fields,
-    signers: &Signers,
-    proof: &Proof,
-    identity: &Identity,
-    image: &Image<'_>,
-) -> Result<()> {
+fn verify_message(mut fields: Fields, proof: &Proof, Demand { signers, identity, image }: &Demand<'_>) -> Result<()> {
     let signature = decode(&fields.text("signature")?, "bundle.messageSignature.signature")?;
     let mut digest = fields.object("messageDigest")?;
     let (algorithm, named) = (digest.text("algorithm")?, decode(&digest.text("digest")?, "the message's digest")?);

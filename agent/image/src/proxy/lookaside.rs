@@ -6,6 +6,7 @@ use ureq::http::StatusCode;
 
 use super::http::Http;
 use super::options::Options;
+use crate::access::lookaside;
 use crate::error::{Error, Kind, Result};
 
 /// The store, as far as one repository is concerned.
@@ -23,7 +24,7 @@ impl Store {
 
     /// The manifest's signature of this number, if there is one. Nobody's credentials are shown.
     pub(super) fn signature(&self, hex: &str, number: usize, limit: u64) -> Result<Option<Vec<u8>>> {
-        let url = format!("{}@sha256={hex}/signature-{number}", self.base);
+        let url = lookaside::place(&self.base, hex, number);
         let response = self.http.get(&url, &[]).map_err(|failed| failed.error)?.response;
         match response.status() {
             StatusCode::OK => {}

@@ -23,7 +23,7 @@ const FILES: u64 = 512;
 
 /// Measures it, once: it takes minutes where there is no KVM.
 pub(crate) fn measure(dist: &Path) -> Result<Option<Measured>> {
-    if !dist::have(&["qemu-system-x86_64", "busybox", "docker-registry", "skopeo", "openssl"]) {
+    if !dist::have(dist::PULLING) {
         return Ok(None);
     }
     let dir = tempfile::tempdir_in("/var/tmp").context("make a directory")?;
