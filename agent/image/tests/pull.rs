@@ -523,9 +523,18 @@ async fn who_pulls_may_little_and_who_talks_to_the_registry_is_nobody_and_ends_w
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN, MKNOD, SETFCAP
     let unpacks = ["CapPrm:\t000000008820001b", "CapEff:\t000000008820001b", "CapBnd:\t000000008820001b"];
     for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        let path = thread.unwrap().path().join("status");
         for line in unpacks.iter().chain(&confined) {
-            assert!(status.contains(line), "{line}: {status}");
+            // One that was made and has not begun is seen as it was made; nobody tells when it begins.
+            let deadline = Instant::now() + Duration::from_secs(5);
+            loop {
+                let status = fs::read_to_string(&path).unwrap();
+                if status.contains(line) {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{line}: {status}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
     }
     let server = rustix::process::Pid::from_raw(server).unwrap();
