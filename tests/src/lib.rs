@@ -8,5 +8,6 @@ pub mod containerd;
 pub mod demo_image;
 pub mod dist;
 pub mod image;
+pub mod newer;
 pub mod registry;
 pub mod suite;
