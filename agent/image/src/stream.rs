@@ -56,26 +56,34 @@ impl Patience {
 pub(crate) struct Watched {
     pipe: File,
     patience: Patience,
+    /// What was said when it was given up: nobody waits as long once more.
+    given_up: Option<&'static str>,
 }
 
 impl Watched {
     pub(crate) fn new(pipe: File, patience: Patience) -> Watched {
-        Watched { pipe, patience }
+        Watched { pipe, patience, given_up: None }
+    }
+
+    fn give_up(&mut self, what: &'static str) -> io::Error {
+        self.given_up = Some(what);
+        Error::new(Kind::Stalled, format!("the registry has sent {what}: try again")).into()
     }
 }
 
 impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let stalled =
-            |what| io::Error::from(Error::new(Kind::Stalled, format!("the registry has sent {what}: try again")));
+        if let Some(what) = self.given_up {
+            return Err(self.give_up(what));
+        }
         let (begun, limit) = (Instant::now(), self.patience.limit());
         let mut ready = [PollFd::new(&self.pipe, PollFlags::IN)];
         if rustix::io::retry_on_intr(|| poll(&mut ready, Some(&limit)))? == 0 {
-            return Err(stalled("nothing for too long"));
+            return Err(self.give_up("nothing for too long"));
         }
         let n = self.pipe.read(buffer)?;
         if !self.patience.bears(begun.elapsed(), n as u64) && n > 0 {
-            return Err(stalled("too little for too long"));
+            return Err(self.give_up("too little for too long"));
         }
         Ok(n)
     }
@@ -305,9 +313,13 @@ mod tests {
     #[test]
     fn who_is_silent_for_too_long_is_not_waited_for() {
         let (read, _write) = io::pipe().unwrap();
-        let mut watched =
-            Watched::new(File::from(std::os::fd::OwnedFd::from(read)), Patience::new(Duration::from_millis(10), LEAST));
+        let patience = Patience::new(Duration::from_millis(300), LEAST);
+        let mut watched = Watched::new(File::from(std::os::fd::OwnedFd::from(read)), patience);
         assert_eq!(Error::reading("", watched.read(&mut [0]).unwrap_err()).kind, Kind::Stalled);
+        // Who reads on is not made to wait again.
+        let again = Instant::now();
+        assert_eq!(Error::reading("", watched.read(&mut [0]).unwrap_err()).kind, Kind::Stalled);
+        assert!(again.elapsed() < Duration::from_millis(300));
 
         // Nor who says next to nothing.
         let (read, mut write) = io::pipe().unwrap();
