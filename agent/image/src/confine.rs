@@ -66,6 +66,18 @@ impl Confinement {
         Confinement::new(user, capabilities, paths, calls::server())
     }
 
+    /// skopeo's, in a server's place: as a server, but that it may begin programs in its own place, which are as confined, and write below `scratch`.
+    pub(crate) fn of_skopeo(user: Option<u32>, scratch: Option<&Path>) -> Result<Confinement> {
+        let capabilities = if user.is_some() { CapabilitySet::empty() } else { CapabilitySet::DAC_READ_SEARCH };
+        let written = AccessFs::from_write(RULES);
+        let mut paths = Ruleset::default().handle_access(written).and_then(Ruleset::create);
+        if let Some(scratch) = scratch {
+            let root = PathFd::new(scratch).map_err(failed("open the scratch directory"))?;
+            paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, written)));
+        }
+        Confinement::new(user, capabilities, paths, calls::skopeo())
+    }
+
     fn new(
         user: Option<u32>,
         capabilities: CapabilitySet,

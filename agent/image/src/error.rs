@@ -137,7 +137,7 @@ const MEANINGS: [(Kind, &str, &[&str]); 8] = [
     (
         Kind::Unauthorized,
         "the registry refuses: are the user name and password right, and may they pull this image?",
-        &["unauthorized", "authentication required", "access to the resource is denied", "denied", "forbidden"],
+        &["unauthorized", "authentication required", "access to the resource is denied", "denied:", "forbidden"],
     ),
     (
         Kind::NotFound,
@@ -192,6 +192,7 @@ mod tests {
             ("http: server gave HTTP response to HTTPS client", Kind::Unreachable),
             ("corrupted blob, expecting sha256:aa, got sha256:bb", Kind::Corrupt),
             ("reading blob: unexpected EOF", Kind::Stalled),
+            ("creating temp directory: mkdir /var/tmp/x: permission denied", Kind::Internal),
             ("something else", Kind::Internal),
         ] {
             assert_eq!(from_proxy("open", text).kind, kind, "{text}");

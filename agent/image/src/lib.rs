@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod proxy;
+pub mod skopeo;
 pub mod worker;
 
 pub mod access;

@@ -16,7 +16,7 @@ Pulls an image: verified, unpacked layers in a directory, and its configuration 
                   [--insecure] [--skopeo] [--silence SECONDS] [--blob-cache ADDRESS] REFERENCE
   nacre-pull seal --out DIR [--manifest NAME] [as pull] REFERENCE
   nacre-pull worker [SECONDS]
-  nacre-pull proxy experimental-image-proxy
+  nacre-pull proxy|skopeo experimental-image-proxy
 
   --store DIR         where layers are kept; the default is ./nacre-layers
   --ca FILE           certificates to trust besides the system's (PEM)
@@ -44,7 +44,7 @@ Sealed layers can be attached to guests, which then fetch and unpack nothing (na
 Without --store, nothing else is kept.
 
 A worker reads its request from standard input, as the agent writes it, and takes that time as its argument. A proxy serves
-the protocol of skopeo's experimental-image-proxy on its standard input, a socket.
+the protocol of skopeo's experimental-image-proxy on its standard input, a socket; so does skopeo, which is confined first.
 
 Example:
   nacre-pull pull --store /var/tmp/layers registry.example/app:1
@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         Some("pull") => parse(args).and_then(|(request, silence)| pull(&request, silence)),
         Some("seal") => make_ready(args),
         Some("proxy") => Ok(nacre_pull::proxy::main(args)),
+        Some("skopeo") => Ok(nacre_pull::skopeo::main(args)),
         Some("worker") => args.next().map_or(Ok(SILENCE), |text| seconds(&text)).map(worker::run),
         Some("--help" | "-h" | "help") | None => {
             let _ = std::io::stdout().write_all(HELP.as_bytes()); // who closed it does not want it

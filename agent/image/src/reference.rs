@@ -16,9 +16,9 @@ pub(crate) const MAX_TAG: usize = 128;
 /// The bytes of a SHA-256 digest.
 pub(crate) type Sha256 = [u8; 32];
 
-/// Whether it names a layout on this machine, for the command line: `oci:PATH[:NAME]` or `oci-archive:PATH[:NAME]`.
+/// Whether it names an image on this machine, for the command line: `oci:PATH[:NAME]`, `oci-archive:PATH[:NAME]` or skopeo's `dir:PATH`.
 pub(crate) fn is_local(reference: &str) -> bool {
-    reference.starts_with("oci:/") || reference.starts_with("oci-archive:/")
+    ["oci:/", "oci-archive:/", "dir:/"].iter().any(|start| reference.starts_with(start))
 }
 
 /// Refuses what can't be the name of an image, before any of it reaches another program.

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use tokio::time::timeout;
 
 use crate::cache::{Cache, Offered};
 use crate::error::{Error, Kind, Result, from_proxy};
+use crate::store::{Partial, Store};
 use crate::stream::{LEAST, Patience, Watched};
 use crate::{Auth, Request, Server, reference};
 
@@ -46,6 +48,8 @@ pub(crate) struct Registry {
     image: OpenedImage,
     silence: Duration,
     server: Server,
+    /// What skopeo has unpacked goes with it.
+    _scratch: Option<Partial>,
 }
 
 /// What the registry has of the image for this machine.
@@ -62,8 +66,11 @@ pub(crate) struct Found {
 
 impl Registry {
     /// Opens the image. The registry may be silent for `silence`.
-    pub(crate) async fn open(request: &Request, silence: Duration) -> Result<Registry> {
-        let access = Access::prepare(request)?;
+    pub(crate) async fn open(request: &Request, store: &Store, silence: Duration) -> Result<Registry> {
+        let mut access = Access::prepare(request)?;
+        if request.server == Server::Skopeo && request.reference.starts_with("oci-archive:") {
+            access.scratch = Some(store.begin()?);
+        }
         let proxy = ImageProxy::new_with_config(access.config(request.server, silence)).await.map_err(|error| {
             Error::new(Kind::Internal, format!("start the registry client: is it installed? [{error}]"))
         })?;
@@ -79,8 +86,8 @@ impl Registry {
         let act = format!("open {}", request.reference);
         let image = patiently(silence, &act, proxy.open_image(&reference::transport(&request.reference))).await?;
         // The server has read credentials and certificates by now; they go here.
-        drop(access);
-        Ok(Registry { proxy, image, silence, server: request.server })
+        let Access { scratch, .. } = access;
+        Ok(Registry { proxy, image, silence, server: request.server, _scratch: scratch })
     }
 
     /// The manifest and the configuration, each checked against its digest.
@@ -210,6 +217,8 @@ pub(crate) struct Access<'a> {
     auth: Option<File>,
     registries: Option<File>,
     certificates: Option<TempDir>,
+    /// Where skopeo unpacks an archive.
+    scratch: Option<Partial>,
 }
 
 impl Access<'_> {
@@ -225,6 +234,7 @@ impl Access<'_> {
             registries: registries.map_err(|error| Error::system("keep the registries", error))?,
             auth: auth.transpose().map_err(|error| Error::system("keep the credentials", error))?,
             certificates: certificates.map_err(|error| Error::system("write the certificates", error))?,
+            scratch: None,
         })
     }
 
@@ -234,17 +244,26 @@ impl Access<'_> {
         command.map_err(|error| Error::new(Kind::Internal, format!("start the registry client: {error}")))
     }
 
+    /// skopeo's command, by way of the process that confines it.
+    fn skopeo(&self) -> Command {
+        let mut command = role("skopeo", self.request);
+        if let Some(scratch) = &self.scratch {
+            command.arg("--scratch").arg(scratch.root());
+        }
+        command
+    }
+
     fn config(&self, server: Server, silence: Duration) -> ImageProxyConfig {
         let mut command = match server {
-            Server::Skopeo => alone(Command::new("skopeo")),
+            Server::Skopeo => self.skopeo(),
             Server::Own => own_server(self.request, silence),
         };
-        match (&self.registries, server) {
-            (Some(file), Server::Own) => drop(command.arg("--registries-conf").arg(path_of(file))),
-            (Some(file), Server::Skopeo) => drop(command.env("CONTAINERS_REGISTRIES_CONF", path_of(file))),
-            (None, _) => {}
+        if let Some(file) = &self.registries {
+            command.arg("--registries-conf").arg(path_of(file));
         }
         let mut config = ImageProxyConfig::default();
+        // We judge. skopeo's rules would be this machine's and not the request's, and it does not know all signatures that ours may demand.
+        config.insecure_policy = Some(true);
         config.authfile = self.auth.as_ref().map(path_of);
         config.auth_anonymous = self.auth.is_none();
         config.certificate_directory = self.certificates.as_ref().map(|dir| dir.path().to_path_buf());
@@ -255,18 +274,19 @@ impl Access<'_> {
 }
 
 fn own_server(request: &Request, silence: Duration) -> Command {
+    let mut command = role("proxy", request);
+    command.args(["--silence", &silence.as_secs().max(1).to_string()]);
+    command
+}
+
+/// Another role of this program, for a server. It ends with us, and whatever the user's home holds, it is not asked.
+fn role(name: &str, request: &Request) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["proxy", "--silence", &silence.as_secs().max(1).to_string()]);
+    command.arg(name).env("HOME", "/nonexistent");
     // A layout's files may be root's alone.
     if rustix::process::geteuid().is_root() && !reference::is_local(&request.reference) {
         command.args(["--user", NOBODY]);
     }
-    alone(command)
-}
-
-/// It ends with us, and whatever the user's home holds, it is not asked.
-fn alone(mut command: Command) -> Command {
-    command.env("HOME", "/nonexistent");
     nacre_sys::lifeline::die_with_parent(&mut command);
     command
 }
@@ -288,7 +308,8 @@ fn path_of(file: &File) -> PathBuf {
 }
 
 fn certificate_directory(pem: &str) -> io::Result<TempDir> {
-    let dir = tempfile::tempdir()?;
+    // They are no secret, and the server is another user by the time it reads them.
+    let dir = tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o755)).tempdir()?;
     fs::write(dir.path().join("ca.crt"), pem)?;
     Ok(dir)
 }

@@ -125,7 +125,7 @@ async fn pull(
     nothing_more_starts: impl FnOnce() -> Result<()>,
     silence: Duration,
 ) -> Result<Pulled> {
-    let registry = Registry::open(request, silence).await?;
+    let registry = Registry::open(request, store, silence).await?;
     let found = registry.find(&request.reference, cache).await?;
     // Before anything of it is used, also what the store has already.
     signatures::judge(request, &found, silence)?;

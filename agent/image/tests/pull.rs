@@ -1,5 +1,7 @@
 //! Pulls from real registries, by the worker as the agent starts it.
 
+#![expect(clippy::unwrap_used, reason = "a claim that can't be tried has failed")]
+
 mod cache;
 mod fixture;
 mod gpg;
@@ -19,17 +21,64 @@ use tokio::process::Command;
 /// The registry's silence that these tests take.
 const SILENCE: Duration = Duration::from_secs(4);
 
-fn worker() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-pull"));
+/// Claims that hold whoever talks to the registry: our own server, and skopeo where a new one can be had.
+macro_rules! whoever_talks {
+    ($($claim:ident)*) => {
+        mod own {
+            $(#[tokio::test] async fn $claim() { super::$claim(super::Server::Own).await })*
+        }
+        mod skopeo {
+            $(#[tokio::test] async fn $claim() {
+                if nacre_tests::newer::tree().is_some() {
+                    super::$claim(super::Server::Skopeo).await
+                }
+            })*
+        }
+    };
+}
+
+whoever_talks! {
+    an_image_of_every_compression_is_pulled_and_its_layers_are_used_again
+    an_image_is_found_by_digest_by_platform_and_in_dockers_format
+    why_a_registry_gives_nothing_is_told_apart
+    wrong_bytes_never_become_a_layer
+    two_pulls_at_once_of_one_image_both_succeed
+    a_registry_that_stops_in_the_middle_ends_the_pull_and_leaves_nothing
+    what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
+    a_blob_that_never_ends_is_cut_where_it_should_end
+    a_token_is_got_and_does_not_follow_to_another_host
+    mirrors_come_first_and_blocks_hold
+    a_bundle_that_refers_to_an_index_vouches_for_what_it_leads_to
+    the_policy_decides_before_anything_is_used
+    a_layout_and_an_archive_of_one_are_images_too
+    an_image_of_500_layers_is_pulled_in_order_and_one_of_more_is_refused
+    an_encrypted_image_is_opened_by_its_key_and_by_no_other
+    who_pulls_may_little_and_who_talks_to_the_registry_is_nobody_and_ends_with_the_pull
+    nobody_that_a_redirect_leads_to_is_told_who_asks
+    where_an_alias_leads_is_not_told_who_asks
+}
+
+/// A worker. One that is to start skopeo finds the newer one, at a place that skopeo's user may enter.
+fn worker(server: Server) -> Command {
+    let program = env!("CARGO_BIN_EXE_nacre-pull");
+    let mut command = match nacre_tests::newer::tree().filter(|_| server == Server::Skopeo) {
+        None => Command::new(program),
+        Some(tree) => {
+            let mut command = Command::new("unshare");
+            let begin = "mount --bind \"$0\" /mnt && PATH=/mnt/programs:$PATH exec \"$@\"";
+            command.args(["--mount", "sh", "-c", begin]).arg(tree).arg(program);
+            command
+        }
+    };
     command.arg("worker").arg(SILENCE.as_secs().to_string());
     command
 }
 
 async fn pull(request: Request) -> Result<nacre_pull::Image, Error> {
-    client::pull(worker(), request, |_| {}).await
+    client::pull(worker(request.server), request, |_| {}).await
 }
 
-fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
+fn secure(server: Server, registry: &Registry, name: &str, store: &Path) -> Request {
     Request {
         reference: registry.reference(name),
         store: store.to_path_buf(),
@@ -43,16 +92,17 @@ fn secure(registry: &Registry, name: &str, store: &Path) -> Request {
         decryption_keys: Vec::new(),
         key_providers: None,
         require_digest: false,
-        server: Server::Own,
+        server,
         attached: Vec::new(),
         known: Vec::new(),
         blob_cache: None,
     }
 }
 
-fn plain(moody: &Moody, store: &Path) -> Request {
+fn plain(server: Server, moody: &Moody, store: &Path) -> Request {
     let (reference, store) = (moody.reference(), store.to_path_buf());
-    let request = serde_json::json!({ "reference": reference, "store": store, "skip_tls_verification": true });
+    let request =
+        serde_json::json!({ "reference": reference, "store": store, "skip_tls_verification": true, "server": server });
     serde_json::from_value(request).expect("a request")
 }
 
@@ -60,8 +110,7 @@ fn count(store: &Path, kind: &str) -> usize {
     fs::read_dir(store.join(kind)).map_or(0, Iterator::count)
 }
 
-#[tokio::test]
-async fn an_image_of_every_compression_is_pulled_and_its_layers_are_used_again() {
+async fn an_image_of_every_compression_is_pulled_and_its_layers_are_used_again(server: Server) {
     let Some(registry) = Registry::start() else { return };
     let big = noise(3 << 20);
     let lowest = (archive(&[("a", b"lowest"), ("big", &big)]), Plain);
@@ -72,8 +121,8 @@ async fn an_image_of_every_compression_is_pulled_and_its_layers_are_used_again()
     let store = tempfile::tempdir().unwrap();
 
     let mut events = Vec::new();
-    let request = secure(&registry, "every:1", store.path());
-    let pulled = client::pull(worker(), request.clone(), |event| events.push(event.clone())).await.unwrap();
+    let request = secure(server, &registry, "every:1", store.path());
+    let pulled = client::pull(worker(server), request.clone(), |event| events.push(event.clone())).await.unwrap();
     assert_eq!(pulled.manifest_digest, image.manifest);
     // The lowest layer is hidden by the topmost, which is the same.
     let [gzip, zstd, plain] = &pulled.layers[..] else { panic!("{:?}", pulled.layers) };
@@ -96,8 +145,7 @@ async fn an_image_of_every_compression_is_pulled_and_its_layers_are_used_again()
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (3, 0));
 }
 
-#[tokio::test]
-async fn an_image_is_found_by_digest_by_platform_and_in_dockers_format() {
+async fn an_image_is_found_by_digest_by_platform_and_in_dockers_format(server: Server) {
     let Some(registry) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"ours")]), Gzip)], "amd64");
     let other = Image::new(&[(archive(&[("a", b"other")]), Gzip)], "s390x");
@@ -105,28 +153,44 @@ async fn an_image_is_found_by_digest_by_platform_and_in_dockers_format() {
     registry.push("docker:1", &[(&image, "amd64")], &["--format=v2s2"]);
     registry.push("other:1", &[(&other, "s390x")], &[]);
     let store = tempfile::tempdir().unwrap();
-    let pull = async |name: &str| pull(secure(&registry, name, store.path())).await;
+    let found = async |name: &str| {
+        // Credentials come either way.
+        let mut request = secure(server, &registry, name, store.path());
+        if name == "docker:1" {
+            let (host, _) = request.reference.split_once('/').unwrap();
+            let auths = serde_json::json!({ host: { "auth": base64(format!("{USER}:{PASSWORD}").as_bytes()) } });
+            request.auth_file = Some(serde_json::json!({ "auths": auths }).to_string());
+            request.auth = None;
+        }
+        pull(request).await
+    };
     for name in ["both:1", &format!("both@{index}"), &format!("both:1@{}", image.manifest), "docker:1"] {
-        let pulled = pull(name).await.unwrap();
+        let pulled = found(name).await.unwrap();
         assert_eq!(fs::read(pulled.layers[0].join("a")).unwrap(), b"ours", "{name}");
     }
-    assert_eq!(pull("both:1").await.unwrap().manifest_digest, image.manifest);
-    assert_eq!(pull("other:1").await.unwrap_err().kind(), Kind::BadImage);
+    assert_eq!(found("both:1").await.unwrap().manifest_digest, image.manifest);
+    // What skopeo has converted can be judged by nobody.
+    let policy = Some(serde_json::json!({ "default": [{ "type": "insecureAcceptAnything" }] }).to_string());
+    let judged = Request { policy, ..secure(server, &registry, "docker:1", store.path()) };
+    match (server, pull(judged).await) {
+        (Server::Own, judged) => drop(judged.unwrap()),
+        (Server::Skopeo, judged) => assert_eq!(judged.unwrap_err().kind(), Kind::Denied),
+    }
+    assert_eq!(found("other:1").await.unwrap_err().kind(), Kind::BadImage);
 }
 
-#[tokio::test]
-async fn why_a_registry_gives_nothing_is_told_apart() {
+async fn why_a_registry_gives_nothing_is_told_apart(server: Server) {
     let Some(registry) = Registry::start() else { return };
     registry.push("a:1", &[(&Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64"), "amd64")], &[]);
     let store = tempfile::tempdir().unwrap();
-    let good = secure(&registry, "a:1", store.path());
+    let good = secure(server, &registry, "a:1", store.path());
     let wrong = Auth { username: USER.into(), password: "wrong".into() };
     for (request, kind, advice) in [
         (Request { auth: Some(wrong), ..good.clone() }, Kind::Unauthorized, "password"),
         (Request { auth: None, ..good.clone() }, Kind::Unauthorized, "password"),
         (Request { ca_pem: None, ..good.clone() }, Kind::UntrustedCa, "--tls-ca"),
-        (secure(&registry, "a:2", store.path()), Kind::NotFound, "name and tag"),
-        (secure(&registry, "b:1", store.path()), Kind::NotFound, "name and tag"),
+        (secure(server, &registry, "a:2", store.path()), Kind::NotFound, "name and tag"),
+        (secure(server, &registry, "b:1", store.path()), Kind::NotFound, "name and tag"),
         (Request { reference: "127.0.0.1:1/a:1".into(), ..good.clone() }, Kind::Unreachable, "is it up"),
         (Request { reference: "-a".into(), ..good.clone() }, Kind::BadRequest, "registry/name:tag"),
     ] {
@@ -139,8 +203,7 @@ async fn why_a_registry_gives_nothing_is_told_apart() {
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (0, 0));
 }
 
-#[tokio::test]
-async fn wrong_bytes_never_become_a_layer() {
+async fn wrong_bytes_never_become_a_layer(server: Server) {
     let Some(registry) = Registry::start() else { return };
     let store = tempfile::tempdir().unwrap();
     let data = noise(1 << 20);
@@ -152,54 +215,53 @@ async fn wrong_bytes_never_become_a_layer() {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&blob, bytes).unwrap();
-        let error = pull(secure(&registry, name, store.path())).await.unwrap_err();
+        let error = pull(secure(server, &registry, name, store.path())).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Corrupt, "{name}: {error}");
         fs::write(&blob, &data).unwrap();
-        let error = pull(secure(&registry, name, store.path())).await.unwrap_err();
+        let error = pull(secure(server, &registry, name, store.path())).await.unwrap_err();
         assert!(matches!(error.kind(), Kind::Corrupt | Kind::Stalled), "{name}: {error}");
     }
     let layer = (archive(&[("a", b"x")]), Gzip);
     let liar = Image::with_diff_ids(&[layer], "amd64", &[fixture::digest(b"something else")]);
     registry.push("liar:1", &[(&liar, "amd64")], &["--preserve-digests"]);
-    let error = pull(secure(&registry, "liar:1", store.path())).await.unwrap_err();
+    let error = pull(secure(server, &registry, "liar:1", store.path())).await.unwrap_err();
     assert_eq!(error.kind(), Kind::BadImage, "{error}");
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (0, 0));
 }
 
-#[tokio::test]
-async fn two_pulls_at_once_of_one_image_both_succeed() {
+async fn two_pulls_at_once_of_one_image_both_succeed(server: Server) {
     let Some(registry) = Registry::start() else { return };
     let layers = [(archive(&[("a", &noise(1 << 20))]), Zstd), (archive(&[("b", b"x")]), Gzip)];
     registry.push("a:1", &[(&Image::new(&layers, "amd64"), "amd64")], &[]);
     let store = tempfile::tempdir().unwrap();
-    let request = secure(&registry, "a:1", store.path());
+    let request = secure(server, &registry, "a:1", store.path());
     let (first, second) = tokio::join!(pull(request.clone()), pull(request));
     assert_eq!(first.unwrap(), second.unwrap());
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (2, 0));
 }
 
-#[tokio::test]
-async fn a_registry_that_stops_in_the_middle_ends_the_pull_and_leaves_nothing() {
+async fn a_registry_that_stops_in_the_middle_ends_the_pull_and_leaves_nothing(server: Server) {
     let Some(_) = Registry::start() else { return };
     let layers = [(archive(&[("a", &noise(1 << 20))]), Gzip), (archive(&[("b", &noise(1 << 20))]), Plain)];
     let image = Image::new(&layers, "amd64");
     let store = tempfile::tempdir().unwrap();
+    // skopeo waits for ever, and we for it: three silences and ten seconds.
+    let longest = if server == Server::Own { 3 * SILENCE } else { 3 * SILENCE + Duration::from_secs(15) };
     for middle in [Middle::Closes, Middle::Stalls] {
         let moody = Moody::start(&image, &image.layers[0], middle);
         let begun = Instant::now();
-        let error = pull(plain(&moody, store.path())).await.unwrap_err();
+        let error = pull(plain(server, &moody, store.path())).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Stalled, "{error}");
-        assert!(begun.elapsed() < 3 * SILENCE, "{error}: after {:?}", begun.elapsed());
+        assert!(begun.elapsed() < longest, "{error}: after {:?}", begun.elapsed());
         assert_eq!(count(store.path(), "partial"), 0, "{error}");
         moody.change(Middle::Goes);
-        let whole = pull(plain(&moody, store.path())).await.unwrap();
+        let whole = pull(plain(server, &moody, store.path())).await.unwrap();
         assert_eq!(whole.layers.len(), 2);
         fs::remove_dir_all(store.path().join("layers")).unwrap();
     }
 }
 
-#[tokio::test]
-async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next() {
+async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
     let moody = Moody::start(&image, &image.layers[0], Middle::Stalls);
@@ -212,7 +274,7 @@ async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
             }
         };
         tokio::select! {
-            result = client::pull(worker(), plain(&moody, store.path()), told) => panic!("{result:?}"),
+            result = client::pull(worker(server), plain(server, &moody, store.path()), told) => panic!("{result:?}"),
             () = async {
                 arrived.recv().await;
                 while count(store.path(), "partial") == 0 {
@@ -226,7 +288,7 @@ async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
     let left = fs::read_dir(store.path().join("partial")).unwrap().next().unwrap().unwrap().path();
     rustix::fs::flock(fs::File::open(left).unwrap(), rustix::fs::FlockOperation::LockExclusive).unwrap();
     moody.change(Middle::Goes);
-    pull(plain(&moody, store.path())).await.unwrap();
+    pull(plain(server, &moody, store.path())).await.unwrap();
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (1, 0));
 }
 
@@ -236,41 +298,42 @@ async fn a_transfer_that_breaks_off_goes_on_from_where_it_was() {
     let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Plain)], "amd64");
     let store = tempfile::tempdir().unwrap();
     let moody = Moody::start(&image, &image.layers[0], Middle::ClosesOnce);
-    pull(plain(&moody, store.path())).await.unwrap();
+    moody.forgets_types();
+    pull(plain(Server::Own, &moody, store.path())).await.unwrap();
     let ranges: Vec<_> = moody.asked().into_iter().filter(|asked| asked.contains("\nrange: bytes=")).collect();
     assert_eq!(ranges.len(), 1, "{ranges:?}");
 
     // What may pass is tried again, what can't is not.
     fs::remove_dir_all(store.path().join("layers")).unwrap();
     moody.change(Middle::HasNoTime);
-    pull(plain(&moody, store.path())).await.unwrap();
+    pull(plain(Server::Own, &moody, store.path())).await.unwrap();
     let reference = format!("{}/image:2", moody.host());
     let before = moody.asked().len();
-    let missing = pull(Request { reference, ..plain(&moody, store.path()) }).await.unwrap_err();
+    let missing = pull(Request { reference, ..plain(Server::Own, &moody, store.path()) }).await.unwrap_err();
     assert_eq!(missing.kind(), Kind::NotFound);
     let asked = moody.asked().split_off(before);
     assert_eq!(asked.iter().filter(|asked| asked.contains("/manifests/2")).count(), 1, "{asked:?}");
 }
 
-#[tokio::test]
-async fn a_blob_that_never_ends_is_cut_where_it_should_end() {
+async fn a_blob_that_never_ends_is_cut_where_it_should_end(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
     let store = tempfile::tempdir().unwrap();
     let moody = Moody::start(&image, &image.layers[0], Middle::NeverEnds);
-    assert_eq!(pull(plain(&moody, store.path())).await.unwrap().layers.len(), 1);
+    assert_eq!(pull(plain(server, &moody, store.path())).await.unwrap().layers.len(), 1);
 }
 
-#[tokio::test]
-async fn a_token_is_got_and_does_not_follow_to_another_host() {
+async fn a_token_is_got_and_does_not_follow_to_another_host(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
     let store = tempfile::tempdir().unwrap();
     let (moody, elsewhere) = (Moody::start(&image, "", Middle::Goes), Moody::start(&image, "", Middle::Goes));
-    moody.wants_token("tame");
-    moody.sends_for_blobs_to(&elsewhere);
+    // skopeo does not ask for it again.
+    moody.wants_token("tame", if server == Server::Own { 2 } else { 0 });
+    // To skopeo all ports of a host are the host.
+    moody.sends_for_blobs_to(&elsewhere, if server == Server::Own { "127.0.0.1" } else { "localhost" });
     let auth = Some(Auth { username: USER.into(), password: PASSWORD.into() });
-    pull(Request { auth, ..plain(&moody, store.path()) }).await.unwrap();
+    pull(Request { auth, ..plain(server, &moody, store.path()) }).await.unwrap();
     let token = moody.asked().into_iter().find(|asked| asked.contains("/token?")).unwrap();
     assert!(token.contains("service=moody") && token.contains("scope=repository%3Aimage%3Apull"), "{token}");
     assert!(token.contains("authorization: basic "), "{token}");
@@ -279,8 +342,7 @@ async fn a_token_is_got_and_does_not_follow_to_another_host() {
     assert!(!elsewhere.iter().any(|asked| asked.contains("authorization")), "{elsewhere:?}");
 }
 
-#[tokio::test]
-async fn mirrors_come_first_and_blocks_hold() {
+async fn mirrors_come_first_and_blocks_hold(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
     let store = tempfile::tempdir().unwrap();
@@ -288,12 +350,17 @@ async fn mirrors_come_first_and_blocks_hold() {
     let registries = format!(
         "[[registry]]\nprefix = \"registry.example/team\"\nlocation = \"127.0.0.1:1\"\n\
          [[registry.mirror]]\nlocation = \"127.0.0.1:1/dead\"\n[[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n\
-         [[registry]]\nprefix = \"blocked.example\"\nblocked = true\n",
+         [[registry]]\nlocation = \"blocked.example\"\nblocked = true\n",
         moody.host()
     );
     let of = |reference: &str| {
         let registries = Some(registries.clone());
-        Request { reference: reference.into(), registries, skip_tls_verification: false, ..plain(&moody, store.path()) }
+        Request {
+            reference: reference.into(),
+            registries,
+            skip_tls_verification: false,
+            ..plain(server, &moody, store.path())
+        }
     };
     let pulled = pull(of("registry.example/team/image:1")).await.unwrap();
     assert_eq!(pulled.reference, "registry.example/team/image:1");
@@ -335,8 +402,7 @@ fn base64(bytes: &[u8]) -> String {
     base64::engine::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes)
 }
 
-#[tokio::test]
-async fn a_bundle_that_refers_to_an_index_vouches_for_what_it_leads_to() {
+async fn a_bundle_that_refers_to_an_index_vouches_for_what_it_leads_to(server: Server) {
     let Some(_) = Registry::start() else { return };
     let signer = Signer::new();
     let mut image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64").indexed("amd64");
@@ -354,15 +420,14 @@ async fn a_bundle_that_refers_to_an_index_vouches_for_what_it_leads_to() {
         let demand = serde_json::json!({ "type": "sigstoreSigned", "keyPath": signer.path("key.pub"),
             "signedIdentity": { "type": "matchRepository" } });
         let policy = Some(serde_json::json!({ "default": [demand] }).to_string());
-        Request { policy, ..plain(&moody, store.path()) }
+        Request { policy, ..plain(server, &moody, store.path()) }
     };
     let error = pull(by(&Signer::new())).await.unwrap_err();
     assert!(error.kind() == Kind::Denied && error.to_string().contains("no key of the policy made it"), "{error}");
     pull(by(&signer)).await.unwrap();
 }
 
-#[tokio::test]
-async fn the_policy_decides_before_anything_is_used() {
+async fn the_policy_decides_before_anything_is_used(server: Server) {
     let Some(registry) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"ours")]), Gzip)], "amd64");
     registry.push("signed:1", &[(&image, "amd64")], &["--preserve-digests"]);
@@ -380,7 +445,7 @@ async fn the_policy_decides_before_anything_is_used() {
         "signedIdentity": { "type": "matchRepository" } }));
     let of = |name: &str, policy: &Option<String>| Request {
         policy: policy.clone(),
-        ..secure(&registry, name, store.path())
+        ..secure(server, &registry, name, store.path())
     };
     let denied = async |request: Request, word: &str| {
         let error = pull(request).await.unwrap_err();
@@ -399,8 +464,7 @@ async fn the_policy_decides_before_anything_is_used() {
     assert_eq!(nonsense.kind(), Kind::BadRequest, "{nonsense}");
 }
 
-#[tokio::test]
-async fn a_layout_and_an_archive_of_one_are_images_too() {
+async fn a_layout_and_an_archive_of_one_are_images_too(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"x")]), Zstd)], "amd64");
     let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -409,27 +473,37 @@ async fn a_layout_and_an_archive_of_one_are_images_too() {
     let mut archive = tar::Builder::new(fs::File::create(&tar).unwrap());
     archive.append_dir_all(".", dir.path().join("layout")).unwrap();
     archive.finish().unwrap();
-    for reference in
-        [format!("oci:{}:image", dir.path().join("layout").display()), format!("oci-archive:{}", tar.display())]
-    {
-        let request =
-            serde_json::json!({ "reference": reference, "store": store.path(), "skip_tls_verification": false });
-        let pulled = pull(serde_json::from_value(request).unwrap()).await.unwrap();
-        assert_eq!(fs::read(pulled.layers[0].join("a")).unwrap(), b"x");
+    let layout = format!("oci:{}:image", dir.path().join("layout").display());
+    let plain = format!("dir:{}", dir.path().join("plain").display());
+    let mut skopeo = std::process::Command::new("skopeo");
+    fixture::run(skopeo.args(["copy", "--quiet", "--insecure-policy", &layout, &plain]));
+    let of = |reference: &str| {
+        let request = serde_json::json!({ "reference": reference, "store": store.path(),
+            "skip_tls_verification": false, "server": server });
+        pull(serde_json::from_value(request).unwrap())
+    };
+    for reference in [&layout, &format!("oci-archive:{}", tar.display()), &plain] {
+        let pulled = of(reference).await;
+        if *reference == plain && server == Server::Own {
+            let error = pulled.unwrap_err();
+            assert!(error.kind() == Kind::BadRequest && error.to_string().contains("skopeo"), "{error}");
+            continue;
+        }
+        assert_eq!(fs::read(pulled.unwrap().layers[0].join("a")).unwrap(), b"x");
         fs::remove_dir_all(store.path().join("layers")).unwrap();
+        // skopeo unpacks an archive, and nothing of that stays.
+        assert_eq!(count(store.path(), "partial"), 0, "{reference}");
     }
 }
 
-#[tokio::test]
-async fn an_image_of_500_layers_is_pulled_in_order_and_one_of_more_is_refused() {
+async fn an_image_of_500_layers_is_pulled_in_order_and_one_of_more_is_refused(server: Server) {
     let (dir, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let of = |count: usize| {
         let layers: Vec<_> = (0..count).map(|n| (archive(&[("a", n.to_string().as_bytes())]), Gzip)).collect();
         let layout = dir.path().join(count.to_string());
         Image::write(&layout, &[(&Image::new(&layers, "amd64"), "amd64")]);
         let reference = format!("oci:{}:image", layout.display());
-        let request =
-            serde_json::json!({ "reference": reference, "store": store.path(), "skip_tls_verification": false });
+        let request = serde_json::json!({ "reference": reference, "store": store.path(), "skip_tls_verification": false, "server": server });
         pull(serde_json::from_value(request).unwrap())
     };
     let pulled = of(500).await.unwrap();
@@ -447,7 +521,8 @@ async fn a_skopeo_that_is_too_old_to_be_safe_is_refused() {
     let minor: u32 = version.split('.').nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
     registry.push("a:1", &[(&Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64"), "amd64")], &[]);
     let store = tempfile::tempdir().unwrap();
-    let pulled = pull(Request { server: Server::Skopeo, ..secure(&registry, "a:1", store.path()) }).await;
+    let request = secure(Server::Skopeo, &registry, "a:1", store.path());
+    let pulled = client::pull(worker(Server::Own), request, |_| {}).await;
     if minor >= 19 {
         pulled.unwrap();
     } else {
@@ -456,8 +531,7 @@ async fn a_skopeo_that_is_too_old_to_be_safe_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other() {
+async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other(server: Server) {
     let Some(registry) = Registry::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
@@ -474,7 +548,7 @@ async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other() {
     let store = tempfile::tempdir().unwrap();
     let with = |names: &[&str]| {
         let decryption_keys = names.iter().map(|name| fs::read_to_string(path(name)).unwrap()).collect();
-        Request { decryption_keys, ..secure(&registry, "locked:1", store.path()) }
+        Request { decryption_keys, ..secure(server, &registry, "locked:1", store.path()) }
     };
     for names in [&[][..], &["wrong"]] {
         let error = pull(with(names)).await.unwrap_err();
@@ -498,16 +572,15 @@ async fn an_encrypted_image_is_opened_by_its_key_and_by_no_other() {
     assert_eq!(count(store.path(), "partial"), 0);
 }
 
-#[tokio::test]
-async fn who_pulls_may_little_and_who_talks_to_the_registry_is_nobody_and_ends_with_the_pull() {
+async fn who_pulls_may_little_and_who_talks_to_the_registry_is_nobody_and_ends_with_the_pull(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Gzip)], "amd64");
     let moody = Moody::start(&image, &image.layers[0], Middle::Stalls);
     let store = tempfile::tempdir().unwrap();
-    let mut command = worker();
+    let mut command = worker(server);
     command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().unwrap();
-    let request = serde_json::to_vec(&plain(&moody, store.path())).unwrap();
+    let request = serde_json::to_vec(&plain(server, &moody, store.path())).unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut child.stdin.take().unwrap(), &request).await.unwrap();
     let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(child.stdout.take().unwrap()));
     while !lines.next_line().await.unwrap().unwrap().contains("Resolved") {}
@@ -545,16 +618,15 @@ async fn who_pulls_may_little_and_who_talks_to_the_registry_is_nobody_and_ends_w
     assert_eq!(rustix::event::poll(&mut ready, Some(&limit)).unwrap(), 1, "it lives on");
 }
 
-#[tokio::test]
-async fn nobody_that_a_redirect_leads_to_is_told_who_asks() {
+async fn nobody_that_a_redirect_leads_to_is_told_who_asks(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
     let store = tempfile::tempdir().unwrap();
     let (moody, elsewhere) = (Moody::start(&image, "", Middle::Goes), Moody::start(&image, "", Middle::Goes));
-    moody.sends_for_blobs_to(&elsewhere);
-    elsewhere.wants_token("theirs");
+    moody.sends_for_blobs_to(&elsewhere, "127.0.0.1");
+    elsewhere.wants_token("theirs", 0);
     let auth = Some(Auth { username: USER.into(), password: PASSWORD.into() });
-    let error = pull(Request { auth, ..plain(&moody, store.path()) }).await.unwrap_err();
+    let error = pull(Request { auth, ..plain(server, &moody, store.path()) }).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthorized, "{error}");
     let asked = elsewhere.asked();
     assert!(!asked.iter().any(|asked| asked.contains("/token") || asked.contains("authorization")), "{asked:?}");
@@ -573,7 +645,7 @@ async fn a_short_name_is_judged_by_what_it_stands_for() {
         reference: "image:1".into(),
         registries: Some(registries),
         policy: Some(policy.to_string()),
-        ..plain(&moody, store.path())
+        ..plain(Server::Own, &moody, store.path())
     };
     let host = moody.host();
     for registries in
@@ -584,18 +656,17 @@ async fn a_short_name_is_judged_by_what_it_stands_for() {
     }
 }
 
-#[tokio::test]
-async fn where_an_alias_leads_is_not_told_who_asks() {
+async fn where_an_alias_leads_is_not_told_who_asks(server: Server) {
     let Some(_) = Registry::start() else { return };
     let image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64");
     let store = tempfile::tempdir().unwrap();
     let moody = Moody::start(&image, "", Middle::Goes);
-    moody.wants_token("theirs");
+    moody.wants_token("theirs", 0);
     let request = Request {
         reference: "app:1".into(),
         registries: Some(format!("[aliases]\napp = \"{}/image\"", moody.host())),
         auth: Some(Auth { username: USER.into(), password: PASSWORD.into() }),
-        ..plain(&moody, store.path())
+        ..plain(server, &moody, store.path())
     };
     pull(request.clone()).await.unwrap();
     assert!(!moody.asked().iter().any(|asked| asked.contains("authorization: basic")), "{:?}", moody.asked());

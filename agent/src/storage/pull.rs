@@ -378,7 +378,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn check_reference(reference: &str) -> Result<(), PullError> {
     // Of this machine's files, a host has none to name.
-    let is_local = reference.starts_with("oci:") || reference.starts_with("oci-archive:");
+    let is_local = ["oci:", "oci-archive:", "dir:/"].iter().any(|start| reference.starts_with(start));
     if reference.is_empty() || reference.len() > MAX_REFERENCE || is_local {
         return Err(PullError::Reference(reference.chars().take(MAX_REFERENCE).collect()));
     }

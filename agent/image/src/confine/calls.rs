@@ -158,6 +158,41 @@ const TALKING: &[c_long] = &[
     libc::SYS_uname,
 ];
 
+/// A program's beginning, and that of a shell that begins it.
+const BEGINNING: &[c_long] = &[
+    libc::SYS_capget,
+    libc::SYS_execve,
+    libc::SYS_getpgid,
+    libc::SYS_getppid,
+    libc::SYS_getrlimit,
+    libc::SYS_set_tid_address,
+    libc::SYS_setrlimit,
+    libc::SYS_umask,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_arch_prctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_getpgrp,
+];
+
+/// An archive that is unpacked.
+const SCRATCH: &[c_long] = &[
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_flock,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_mkdirat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+];
+
+#[cfg(target_arch = "x86_64")]
+const OLD_SCRATCH: &[c_long] = &[libc::SYS_mkdir, libc::SYS_open, libc::SYS_rmdir, libc::SYS_unlink];
+#[cfg(not(target_arch = "x86_64"))]
+const OLD_SCRATCH: &[c_long] = &[];
+
 /// Registries, and what a resolver asks: the local name service, the kernel's list of addresses.
 const FAMILIES: &[i32] = &[libc::AF_INET, libc::AF_INET6, libc::AF_UNIX, libc::AF_NETLINK];
 
@@ -212,6 +247,16 @@ pub(super) fn server() -> Result<[BpfProgram; 2]> {
     #[cfg(target_arch = "x86_64")]
     calls.when(libc::SYS_open, 1, written, libc::O_RDONLY as u64)?;
     calls.compile(&[libc::SYS_clone3, libc::SYS_io_uring_setup, libc::SYS_openat2])
+}
+
+/// The filters of skopeo, before it begins. Where it may write is for others to say.
+pub(super) fn skopeo() -> Result<[BpfProgram; 2]> {
+    let mut calls = Calls::default();
+    calls.always(&[RUNTIME, INPUT_OUTPUT, OLD, TALKING, BEGINNING, SCRATCH, OLD_SCRATCH]).threads()?.own()?;
+    calls.one_of(libc::SYS_socket, 0, FAMILIES)?;
+    // Its own limits; the hard ones go up for nobody.
+    calls.when(libc::SYS_prlimit64, 0, SeccompCmpOp::Eq, 0)?;
+    calls.compile(&[libc::SYS_clone3, libc::SYS_io_uring_setup])
 }
 
 /// What is allowed: a call always, or by any of its rules.

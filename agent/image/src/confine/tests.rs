@@ -44,6 +44,8 @@ fn confined() {
     let confinement = match var("CONFINED_AS").as_str() {
         "worker" | "late thread" => Confinement::of_worker(Path::new("store"), None),
         "server" => Confinement::of_server(None),
+        "skopeo" => Confinement::of_skopeo(Some(65534), None),
+        "skopeo with an archive" => Confinement::of_skopeo(None, Some(Path::new("store"))),
         _ => Confinement::of_server(Some(65534)),
     };
     let confinement = confinement.unwrap();
@@ -89,6 +91,7 @@ fn try_to(act: &str) -> io::Result<()> {
         }
         "make what is others'" => what_is_others(),
         "run a program" => Err(Command::new("/bin/true").exec()),
+        "become a program" => Err(Command::new("/bin/sh").args(["-c", &format!("exit {DONE}")]).exec()),
         "make a process" => Command::new("/bin/true").status().map(drop),
         "mount" => Ok(mount("none", "store", "tmpfs", MountFlags::empty(), None)?),
         "trace" => Ok(nix::sys::ptrace::traceme()?),
@@ -171,6 +174,26 @@ fn a_server_talks_and_reads_and_does_nothing_else() {
     }
     assert_eq!(attempt("server", "read what is somebody's", dir.path()), End::Done);
     assert_eq!(attempt("nobody", "read what is somebody's", dir.path()), End::Refused);
+}
+
+#[test]
+fn skopeo_begins_in_its_own_place_and_is_confined_as_a_server() {
+    let dir = place();
+    for skopeo in ["skopeo", "skopeo with an archive"] {
+        let ends = |act| attempt(skopeo, act, dir.path());
+        for act in ["become a program", "begin a thread", "read beside it", "talk to a registry"] {
+            assert_eq!(ends(act), End::Done, "{skopeo}: {act}");
+        }
+        for act in ["make a process", "mount", "trace", "see all packets", "become another user"] {
+            assert_eq!(ends(act), End::Killed, "{skopeo}: {act}");
+        }
+        if has_landlock() {
+            assert_eq!(ends("write beside it"), End::Refused, "{skopeo}");
+        }
+    }
+    assert_eq!(attempt("skopeo", "write into the store", dir.path()), End::Refused);
+    assert_eq!(attempt("skopeo", "read what is somebody's", dir.path()), End::Refused);
+    assert_eq!(attempt("skopeo with an archive", "write into the store", dir.path()), End::Done);
 }
 
 fn has_landlock() -> bool {

@@ -59,7 +59,10 @@ pub(super) fn find(name: &str, options: &Options) -> Result<(Arc<dyn Source>, Ma
         }
         _ => Err(Error::new(
             Kind::BadRequest,
-            format!("the transport {} is unknown: docker://, oci: and oci-archive: are known", quoted(transport)),
+            format!(
+                "the transport {} is unknown: docker://, oci: and oci-archive: are known, and others to skopeo",
+                quoted(transport)
+            ),
         )),
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nacre_pull::{Auth, Event, Request, client};
+use nacre_pull::{Auth, Event, Request, Server, client};
 use serde_json::Value;
 
 use crate::fixture::Compression::{Gzip, Zstd};
@@ -84,7 +84,7 @@ impl Cache {
 /// The image, and what was told of the cache.
 async fn pull(request: Request) -> (nacre_pull::Image, Vec<String>) {
     let mut told = Vec::new();
-    let pulled = client::pull(worker(), request, |event| {
+    let pulled = client::pull(worker(Server::Own), request, |event| {
         if let Event::Cache { message } = event {
             told.push(message.clone());
         }
@@ -105,7 +105,8 @@ async fn what_one_pull_has_brought_the_next_has_from_the_host() {
     let moody = Moody::start(&image, "", Middle::Goes);
     let (cache, kept) = Cache::honest();
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let with = |store: &tempfile::TempDir| Request { blob_cache: cache.address(), ..plain(&moody, store.path()) };
+    let with =
+        |store: &tempfile::TempDir| Request { blob_cache: cache.address(), ..plain(Server::Own, &moody, store.path()) };
 
     let (_, told) = pull(with(&first)).await;
     // The configuration and two layers; of manifests the cache hears nothing.
@@ -138,7 +139,7 @@ async fn the_host_keeps_what_it_may_see_and_no_more() {
     let (cache, kept) = Cache::honest();
     let with = |name: &str, store: &tempfile::TempDir| {
         let decryption_keys = vec![fs::read_to_string(path("key")).unwrap()];
-        Request { decryption_keys, blob_cache: cache.address(), ..secure(&registry, name, store.path()) }
+        Request { decryption_keys, blob_cache: cache.address(), ..secure(Server::Own, &registry, name, store.path()) }
     };
     // By a password or by an auth.json: an image that not everybody gets is nothing that the host is given.
     let store = tempfile::tempdir().unwrap();
@@ -243,7 +244,8 @@ async fn whatever_the_host_does_the_image_is_right_and_the_reason_is_told() {
                 true => lie(stream, &blob),
                 false => stream.write_all(b"\"missing\"\n").unwrap(),
             });
-            let (pulled, told) = pull(Request { blob_cache: cache.address(), ..plain(&moody, store.path()) }).await;
+            let (pulled, told) =
+                pull(Request { blob_cache: cache.address(), ..plain(Server::Own, &moody, store.path()) }).await;
             assert!(fs::read(pulled.layers[0].join("a")).unwrap() == *data, "{name}");
             assert_eq!(fs::read_dir(&pulled.layers[0]).unwrap().count(), 1, "{name}");
             assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (1, 0), "{name}");
@@ -265,9 +267,9 @@ async fn a_cache_that_has_lied_once_is_not_asked_again() {
         let size = ask["size"].as_u64().unwrap() as usize;
         stream.write_all(&[b"\"have\"\n", &vec![b'{'; size][..]].concat()).unwrap();
     });
-    let (pulled, told) = pull(Request { blob_cache: liar.address(), ..plain(&moody, store.path()) }).await;
+    let (pulled, told) = pull(Request { blob_cache: liar.address(), ..plain(Server::Own, &moody, store.path()) }).await;
     assert_eq!((liar.asked().len(), told.len(), pulled.layers.len()), (1, 1, 2));
-    let none = Request { blob_cache: Some("unix:///nowhere/s".into()), ..plain(&moody, store.path()) };
+    let none = Request { blob_cache: Some("unix:///nowhere/s".into()), ..plain(Server::Own, &moody, store.path()) };
     let (again, told) = pull(none).await;
     assert!(again == pulled && told.len() == 1 && told[0].contains("No such file"), "{told:?}");
 }
@@ -286,8 +288,8 @@ async fn more_than_a_blob_is_not_read_and_an_image_that_is_bad_itself_is_not_fet
             let blob = &blobs[ask["digest"].as_str().unwrap()];
             let _ = stream.write_all(&[b"\"have\"\n", &blob[..], b"and more"].concat());
         });
-        let request = Request { blob_cache: cache.address(), ..plain(&moody, store.path()) };
-        let pulled = client::pull(worker(), request, |_| {}).await;
+        let request = Request { blob_cache: cache.address(), ..plain(Server::Own, &moody, store.path()) };
+        let pulled = client::pull(worker(Server::Own), request, |_| {}).await;
         assert_eq!((pulled.is_ok(), blobs_asked(&moody)), (is_good, 0), "{pulled:?}");
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use nacre_pull::{Kind, Request};
+use nacre_pull::{Kind, Request, Server};
 
 use crate::fixture::Compression::Gzip;
 use crate::fixture::{Image, Registry, archive, on_path, run};
@@ -119,7 +119,7 @@ async fn an_image_that_gpg_vouches_for_is_pulled_and_no_other() {
     let request = |name: &str, lookaside: &str, signer: &Signer| Request {
         policy: signer.policy(),
         lookaside: vec![format!("default-docker:\n  lookaside: {lookaside}\n")],
-        ..secure(&registry, name, store.path())
+        ..secure(Server::Own, &registry, name, store.path())
     };
     let denied = async |request: Request, why: &str| {
         let error = pull(request).await.unwrap_err();

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nacre_pull::Request;
 use nacre_pull::ready::{self, Known};
+use nacre_pull::{Request, Server};
 use serde_json::Value;
 
 use crate::fixture::Compression::{Gzip, None as Plain, Zstd};
@@ -112,7 +112,8 @@ async fn layers_that_are_attached_are_not_fetched_if_a_trusted_source_names_them
     let mut pulled = async |moody: &Moody, attached: &[String], known: &[Known]| {
         let store = tempfile::tempdir().unwrap();
         let before = blobs(moody);
-        let request = Request { attached: attached.to_vec(), known: known.to_vec(), ..plain(moody, store.path()) };
+        let request =
+            Request { attached: attached.to_vec(), known: known.to_vec(), ..plain(Server::Own, moody, store.path()) };
         let pulled = pull(request).await.unwrap();
         assert!(pulled.ready.keys().all(|ready| ready.starts_with(store.path().join("ready"))));
         let unpacked = pulled.layers.iter().filter(|layer| layer.is_dir()).count();
