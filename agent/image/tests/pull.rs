@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a claim that can't be tried has failed")]
 
 mod cache;
+mod cosign;
 mod fixture;
 mod gpg;
 mod ocicrypt;
@@ -396,6 +397,19 @@ impl Signer {
         openssl.args(["dgst", "-sha256", "-sign", &self.path("key"), &self.path("text")]);
         base64(&fixture::run(&mut openssl))
     }
+
+    /// A bundle that says that the image with this manifest is signed.
+    fn bundle(&self, manifest: &str) -> serde_json::Value {
+        let statement = serde_json::json!({ "_type": "https://in-toto.io/Statement/v1",
+            "subject": [{ "digest": { "sha256": manifest.trim_start_matches("sha256:") }, "annotations": {} }],
+            "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {} });
+        let (kind, statement) = ("application/vnd.in-toto+json", statement.to_string());
+        let sealed = self.sign(format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len()).as_bytes());
+        serde_json::json!({ "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "verificationMaterial": { "publicKey": { "hint": "x" }, "tlogEntries": [] },
+            "dsseEnvelope": { "payload": base64(statement.as_bytes()), "payloadType": kind,
+                "signatures": [{ "sig": sealed }] } })
+    }
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -406,14 +420,7 @@ async fn a_bundle_that_refers_to_an_index_vouches_for_what_it_leads_to(server: S
     let Some(_) = Registry::start() else { return };
     let signer = Signer::new();
     let mut image = Image::new(&[(archive(&[("a", b"x")]), Gzip)], "amd64").indexed("amd64");
-    let statement = serde_json::json!({ "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{ "digest": { "sha256": image.manifest.trim_start_matches("sha256:") }, "annotations": {} }],
-        "predicateType": "https://sigstore.dev/cosign/sign/v1", "predicate": {} });
-    let (kind, statement) = ("application/vnd.in-toto+json", statement.to_string());
-    let sealed = signer.sign(format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len()).as_bytes());
-    image.refer(&serde_json::json!({ "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
-        "verificationMaterial": { "publicKey": { "hint": "x" }, "tlogEntries": [] },
-        "dsseEnvelope": { "payload": base64(statement.as_bytes()), "payloadType": kind, "signatures": [{ "sig": sealed }] } }));
+    image.refer(&signer.bundle(&image.manifest));
     let moody = Moody::start(&image, "", Middle::Goes);
     let store = tempfile::tempdir().unwrap();
     let by = |signer: &Signer| {

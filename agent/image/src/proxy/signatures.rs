@@ -30,6 +30,9 @@ const PROOF: [&str; 3] = ["dev.sigstore.cosign/certificate", "dev.sigstore.cosig
 /// A Sigstore bundle.
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
+/// What cosign says that its bundles are, in the list that it keeps itself where the registry keeps none: the type of their configuration.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
 #[derive(Deserialize)]
 struct Document {
     #[serde(default)]
@@ -104,8 +107,8 @@ impl Search<'_> {
             Some(bytes) => parse(&bytes)?,
             None => self.document(&format!("sha256-{hex}"))?,
         };
-        let is_bundle = |referrer: &Referrer| referrer.artifact_type.as_deref() == Some(BUNDLE);
-        for referrer in listed.manifests.into_iter().filter(is_bundle) {
+        let may_be = |referrer: &Referrer| matches!(referrer.artifact_type.as_deref(), None | Some(BUNDLE | EMPTY));
+        for referrer in listed.manifests.into_iter().filter(may_be) {
             crate::reference::sha256(&referrer.digest)?;
             for layer in self.document(&referrer.digest)?.layers.into_iter().filter(|layer| layer.media_type == BUNDLE)
             {
