@@ -100,10 +100,16 @@ impl World {
         self.entered(&body, time)
     }
 
+    /// A log is known by the digest of its key.
+    fn log_id(&self) -> Vec<u8> {
+        let der = super::super::log::der_of_pem(self.text("log.pub").as_bytes()).unwrap();
+        Sha256::digest(der).to_vec()
+    }
+
     fn entered(&self, body: &Value, time: i64) -> Value {
         // serde_json's maps are sorted, and none of these texts is escaped.
         let payload = json!({ "body": STANDARD.encode(body.to_string()), "integratedTime": time, "logIndex": 7,
-            "logID": hex::encode([0xc0; 32]) });
+            "logID": hex::encode(self.log_id()) });
         json!({ "SignedEntryTimestamp": self.sign("log", payload.to_string().as_bytes()), "Payload": payload })
     }
 
@@ -264,7 +270,7 @@ fn bundles_bring_certificates_and_logs_too() {
     } });
     let entry = world.entered(&body, WITHIN);
     let leaf = super::super::log::der_of_pem(world.text("leaf.pem").as_bytes()).unwrap();
-    let tlog = json!({ "logIndex": "7", "logId": { "keyId": STANDARD.encode([0xc0; 32]) },
+    let tlog = json!({ "logIndex": "7", "logId": { "keyId": STANDARD.encode(world.log_id()) },
         "kindVersion": { "kind": "dsse", "version": "0.0.1" }, "integratedTime": WITHIN.to_string(),
         "inclusionPromise": { "signedEntryTimestamp": entry["SignedEntryTimestamp"] },
         "canonicalizedBody": entry["Payload"]["body"] });
@@ -284,4 +290,39 @@ fn bundles_bring_certificates_and_logs_too() {
     let mut later = tlog;
     later["integratedTime"] = (WITHIN + 1).to_string().into();
     refused(world.judge(&demand, &bundle(&[later])), "no log of the policy has entered it");
+}
+
+#[test]
+fn cosign_takes_what_is_made_here_for_a_keyless_signature() {
+    let Some(cosign) = nacre_tests::newer::program("cosign") else { return };
+    // Fulcio writes the issuer in both ways.
+    let both = format!("{LEAF}1.3.6.1.4.1.57264.1.1 = DER:{}\n", hex::encode(ISSUER));
+    let Some(world) = World::new(&both, FROM, TO) else { return };
+    let good = world.signature(&payload(), WITHIN);
+    world.judge(&fulcio(), &good).unwrap();
+
+    let Signature::Legacy { payload, signature_base64, proof } = good else { return };
+    let entry: Value = serde_json::from_str(&proof.bundle.unwrap()).unwrap();
+    let bundle = json!({ "base64Signature": signature_base64, "cert": STANDARD.encode(proof.certificate.unwrap()),
+        "rekorBundle": entry });
+    world.write("bundle", &bundle.to_string());
+    world.write("payload", std::str::from_utf8(&payload).unwrap());
+    world.write("authorities", &proof.chain.unwrap());
+    let verify = |log: &str| {
+        let mut cosign = Command::new(&cosign);
+        cosign.args([
+            "verify-blob",
+            "--bundle=bundle",
+            "--new-bundle-format=false",
+            "--offline",
+            "--insecure-ignore-sct",
+        ]);
+        cosign.args(["--certificate-identity=a@h.io", "--certificate-oidc-issuer", ISSUER, "payload"]);
+        let dir = world.0.path();
+        cosign.current_dir(dir).env("HOME", dir).env("SIGSTORE_ROOT_FILE", dir.join("authorities"));
+        cosign.env("SIGSTORE_REKOR_PUBLIC_KEY", dir.join(log)).output().unwrap()
+    };
+    let verified = verify("log.pub");
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    assert!(!verify("leaf.pub").status.success());
 }
