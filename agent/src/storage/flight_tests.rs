@@ -205,7 +205,8 @@ async fn of_five_images_four_are_pulled_at_once() {
 
 #[tokio::test]
 async fn an_image_wanted_early_is_joined_by_the_container_that_wants_it() {
-    let early = ["oci:/etc", "registry.example/a", "registry.example/a", "registry.example/b"].map(String::from);
+    let early =
+        ["oci:/etc", "dir:/etc", "registry.example/a", "registry.example/a", "registry.example/b"].map(String::from);
     let rules = Rules { prefetch: early.into(), ..Rules::default() };
     let mut bench = Bench::with(&["a", "b"], Duration::from_secs(600), rules);
     bench.pulls.prefetch();

@@ -106,14 +106,14 @@ fn check_body(body: &[u8], signed: &Signed<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Bundles write large numbers as text.
+/// Bundles write large numbers as text, and leave out what is zero.
 fn number(fields: &mut Fields, name: &str) -> Result<i64> {
-    let bad = || format!("{} is no whole number", fields.place(name));
-    let place = bad();
-    match fields.need(name)? {
-        Value::Integer(number) => Ok(number),
-        Value::Text(text) => text.parse().map_err(|_| place),
-        _ => Err(place),
+    let bad = format!("{} is no whole number", fields.place(name));
+    match fields.take(name) {
+        None => Ok(0),
+        Some(Value::Integer(number)) => Ok(number),
+        Some(Value::Text(text)) => text.parse().map_err(|_| bad),
+        Some(_) => Err(bad),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Signatures that cosign itself has made, of the form that it attaches by tag and of today's; and what cosign says of those that our tests make.
 
+mod services;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 use super::fixture::{self, Compression::Gzip, Image, Middle, Moody, PASSWORD, Registry, USER, archive};
 use super::{Signer, base64, plain, pull, secure};
 use nacre_pull::{Kind, Request, Server};
+use services::Services;
 
 /// cosign, with a key pair of its own and neither a log nor a clock to ask.
 struct Cosign {
@@ -168,6 +171,33 @@ async fn a_bundle_of_cosigns_that_was_changed_or_moved_vouches_for_nothing() {
         let error = asked(&image("other"), &bundle).await.unwrap_err();
         assert!(error.kind() == Kind::Denied && error.to_string().contains(why), "{error}");
     }
+}
+
+#[tokio::test]
+async fn who_has_signed_without_a_key_is_known_by_an_authority_and_a_log() {
+    let (Some(registry), Some(cosign)) = (Registry::start(), Cosign::new()) else { return };
+    let (image, store, services) = (image("keyless"), tempfile::tempdir().unwrap(), Services::start());
+    registry.push("app:1", &[(&image, "amd64")], &["--preserve-digests"]);
+    fs::write(cosign.dir.path().join("config"), services.config().to_string()).unwrap();
+    let mut sign = cosign.on(&registry, "sign");
+    sign.args(["--yes", "--signing-config=config", "--identity-token", &services.token()]);
+    // It looks for Sigstore's own authorities, with which it would check what it gets from ours, and is not to find them.
+    sign.env("HTTPS_PROXY", "http://127.0.0.1:1");
+    fixture::run(sign.arg(registry.reference(&format!("app@{}", image.manifest))));
+
+    let by = |authority: &str, email: &str, log: &str| {
+        let fulcio =
+            json!({ "caPath": services.path(authority), "oidcIssuer": services::ISSUER, "subjectEmail": email });
+        let demand = json!({ "type": "sigstoreSigned", "fulcio": fulcio, "rekorPublicKeyPath": services.path(log),
+            "signedIdentity": { "type": "matchRepository" } });
+        let policy = Some(json!({ "default": [demand] }).to_string());
+        Request { policy, ..secure(Server::Own, &registry, "app:1", store.path()) }
+    };
+    pull(by("ca.pem", services::EMAIL, "log.pub")).await.unwrap();
+    denied(by("ca.pem", "b@h.io", "log.pub"), "is not for b@h.io").await;
+    denied(by("ca.pem", services::EMAIL, "signer.pub"), "no log of the policy has entered it").await;
+    fs::write(services.path("other.pem"), registry.ca()).unwrap();
+    denied(by("other.pem", services::EMAIL, "log.pub"), "no authority of the policy vouches").await;
 }
 
 #[tokio::test]
