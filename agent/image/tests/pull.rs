@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fixture::Compression::{Gzip, None as Plain};
-use fixture::{Image, Middle, Moody, PASSWORD, Registry, USER, archive, noise};
+use fixture::{Image, Middle, Moody, PASSWORD, Registry, USER, archive};
 use nacre_pull::client::{self, Error};
 use nacre_pull::{Auth, Kind, Request, Server};
 use tokio::process::Command;
@@ -76,19 +76,12 @@ fn count(store: &Path, kind: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_transfer_that_breaks_off_goes_on_from_where_it_was() {
+async fn what_may_pass_is_tried_again_and_what_can_not_is_not() {
     let Some(_) = Registry::start() else { return };
-    let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Plain)], "amd64");
+    let image = Image::new(&[(archive(&[("a", b"x")]), Plain)], "amd64");
     let store = tempfile::tempdir().unwrap();
-    let moody = Moody::start(&image, &image.layers[0], Middle::ClosesOnce);
+    let moody = Moody::start(&image, &image.layers[0], Middle::HasNoTime);
     moody.forgets_types();
-    pull(plain(Server::Own, &moody, store.path())).await.unwrap();
-    let ranges: Vec<_> = moody.asked().into_iter().filter(|asked| asked.contains("\nrange: bytes=")).collect();
-    assert_eq!(ranges.len(), 1, "{ranges:?}");
-
-    // What may pass is tried again, what can't is not.
-    fs::remove_dir_all(store.path().join("layers")).unwrap();
-    moody.change(Middle::HasNoTime);
     pull(plain(Server::Own, &moody, store.path())).await.unwrap();
     let reference = format!("{}/image:2", moody.host());
     let before = moody.asked().len();

@@ -18,6 +18,7 @@ whoever_talks! {
     two_pulls_at_once_of_one_image_both_succeed
     a_registry_that_stops_in_the_middle_ends_the_pull_and_leaves_nothing
     what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
+    a_transfer_that_breaks_off_goes_on_from_where_it_was
     a_blob_that_never_ends_is_cut_where_it_should_end
     a_layout_and_an_archive_of_one_are_images_too
     an_image_of_500_layers_is_pulled_in_order_and_one_of_more_is_refused
@@ -203,6 +204,16 @@ async fn what_a_killed_pull_leaves_is_not_taken_for_whole_and_goes_with_the_next
     moody.change(Middle::Goes);
     pull(plain(server, &moody, store.path())).await.unwrap();
     assert_eq!((count(store.path(), "layers"), count(store.path(), "partial")), (1, 0));
+}
+
+async fn a_transfer_that_breaks_off_goes_on_from_where_it_was(server: Server) {
+    let Some(_) = Registry::start() else { return };
+    let image = Image::new(&[(archive(&[("a", &noise(1 << 20))]), Plain)], "amd64");
+    let store = tempfile::tempdir().unwrap();
+    let moody = Moody::start(&image, &image.layers[0], Middle::ClosesOnce);
+    pull(plain(server, &moody, store.path())).await.unwrap();
+    let ranges: Vec<_> = moody.asked().into_iter().filter(|asked| asked.contains("\nrange: bytes=")).collect();
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
 }
 
 async fn a_blob_that_never_ends_is_cut_where_it_should_end(server: Server) {
