@@ -248,7 +248,7 @@ fn decompress(source: &mut (impl Read + Send), lock: Option<&Lock>, budget: Budg
         Some(Lock { layer, options }) => Box::new(layer.decrypter(options, source)?),
     };
     let mut counted = Counted::new(plain);
-    match Decoder::new(&mut counted) {
+    match Decoder::new(&mut counted, budget.windows()) {
         Ok(decoder) => filler.fill(Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 }),
         Err(error) => filler.fill(Failing(Some(error))),
     }
@@ -373,7 +373,8 @@ mod tests {
     /// How many bytes come out of a layer.
     fn read_all(compressed: impl Read, budget: Budget, growth: Growth) -> Result<u64> {
         let mut source = Counted::new(compressed);
-        let mut limited = Limited { inner: Decoder::new(&mut source).unwrap(), budget, growth, unpacked: 0 };
+        let inner = Decoder::new(&mut source, budget.windows()).unwrap();
+        let mut limited = Limited { inner, budget, growth, unpacked: 0 };
         io::copy(&mut limited, &mut io::sink()).map_err(|error| Error::reading("", error))
     }
 

@@ -25,6 +25,7 @@ mod layer;
 pub mod ocicrypt;
 
 mod archive;
+mod frames;
 mod stream;
 mod unpack;
 

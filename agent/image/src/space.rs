@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::error::{Error, Kind, Result};
+use crate::frames::Windows;
 
 /// The most bytes that an image unpacks to.
 const MAX_UNPACKED: u64 = 256 << 30;
@@ -103,7 +104,7 @@ fn of_memory(meminfo: &str) -> u64 {
     bytes("MemAvailable").saturating_sub(taken)
 }
 
-/// How many bytes all layers of an image may still unpack to, and how many of them one layer has drawn.
+/// How many bytes all layers of an image may still unpack to, how many of them one layer has drawn, and the memory that they decode in.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     account: Arc<Account>,
@@ -114,11 +115,21 @@ pub(crate) struct Budget {
 struct Account {
     left: AtomicU64,
     space: Space,
+    windows: Windows,
 }
 
 impl Budget {
     pub(crate) fn new(space: Space) -> Budget {
-        Budget { account: Arc::new(Account { left: AtomicU64::new(MAX_UNPACKED), space }), drawn: Arc::default() }
+        Budget::of(MAX_UNPACKED, space)
+    }
+
+    fn of(left: u64, space: Space) -> Budget {
+        let account = Account { left: AtomicU64::new(left), space, windows: Windows::new() };
+        Budget { account: Arc::new(account), drawn: Arc::default() }
+    }
+
+    pub(crate) fn windows(&self) -> Windows {
+        self.account.windows.clone()
     }
 
     /// One layer's part of it.
@@ -129,7 +140,7 @@ impl Budget {
     /// # Errors
     /// More than any image has, or than there is room for.
     pub(crate) fn draw(&self, bytes: u64) -> Result<()> {
-        let Account { left, space } = &*self.account;
+        let Account { left, space, .. } = &*self.account;
         let before = left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes));
         let over = |_| Error::bad_image(format!("the image unpacks to more than {} GiB", MAX_UNPACKED >> 30));
         let before = before.map_err(over)?;
@@ -178,8 +189,7 @@ mod tests {
     #[test]
     fn an_image_that_unpacks_to_too_much_is_stopped() {
         let space = Space { root: "/".into(), memory: None };
-        let account = Arc::new(Account { left: AtomicU64::new(10), space });
-        let budget = Budget { account, drawn: Arc::default() };
+        let budget = Budget::of(10, space);
         budget.draw(10).unwrap();
         let error = budget.draw(1).unwrap_err();
         assert!(error.kind == Kind::BadImage && error.message.contains("the image unpacks to more than"), "{error}");

@@ -10,9 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Kind};
-
-/// zstd windows above 32 MiB are refused, for the sender chooses a decoder's memory: levels to 20 need no more.
-const MAX_WINDOW_LOG: u32 = 25;
+use crate::frames::{self, Frames, Windows};
 
 /// The least that a registry must send while we wait for as long as it may be silent: less is to hold us up.
 pub(crate) const LEAST: u64 = 64 << 10;
@@ -227,22 +225,20 @@ impl<R: Read> Read for Counted<R> {
 pub(crate) enum Decoder<R: Read> {
     Plain(BufReader<R>),
     Gzip(Box<MultiGzDecoder<BufReader<R>>>),
-    Zstd(zstd::stream::read::Decoder<'static, BufReader<R>>),
+    Zstd(Box<Frames<BufReader<R>>>),
 }
 
 const BUFFER: usize = 128 << 10;
 
 impl<R: Read> Decoder<R> {
     /// Looks at the first bytes and chooses.
-    pub(crate) fn new(reader: R) -> io::Result<Decoder<R>> {
+    pub(crate) fn new(reader: R, windows: Windows) -> io::Result<Decoder<R>> {
         let mut buffered = BufReader::with_capacity(BUFFER, reader);
         let first = io::BufRead::fill_buf(&mut buffered)?;
         Ok(if first.starts_with(&[0x1f, 0x8b]) {
             Decoder::Gzip(Box::new(MultiGzDecoder::new(buffered)))
-        } else if first.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || is_skippable(first) {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered)?;
-            decoder.window_log_max(MAX_WINDOW_LOG)?;
-            Decoder::Zstd(decoder)
+        } else if frames::begin(first) {
+            Decoder::Zstd(Box::new(Frames::new(buffered, windows)))
         } else {
             Decoder::Plain(buffered)
         })
@@ -256,11 +252,6 @@ impl<R: Read> Decoder<R> {
             Decoder::Zstd(decoder) => decoder.get_ref().get_ref(),
         }
     }
-}
-
-/// A zstd stream may begin with a skippable frame (RFC 8878 §3.1.2): the magic numbers 0x184D2A50 to 5F.
-fn is_skippable(first: &[u8]) -> bool {
-    matches!(first, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
 impl<R: Read> Read for Decoder<R> {
@@ -290,7 +281,7 @@ mod tests {
         for (bytes, expected) in
             [(text.clone(), text.clone()), (gzip, text.clone()), (double, text.repeat(2)), (zstd, text.clone())]
         {
-            let mut decoder = Decoder::new(&bytes[..]).unwrap();
+            let mut decoder = Decoder::new(&bytes[..], Windows::new()).unwrap();
             let mut out = Vec::new();
             decoder.read_to_end(&mut out).unwrap();
             assert!(out == expected);

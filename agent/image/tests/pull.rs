@@ -7,6 +7,7 @@ mod cosign;
 mod either;
 mod fixture;
 mod gpg;
+mod memory;
 mod ocicrypt;
 mod seal;
 
