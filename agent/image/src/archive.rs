@@ -6,7 +6,7 @@
 
 mod sparse;
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 
 use tar::{EntryType, Header};
 
@@ -170,6 +170,26 @@ impl<R: Read> Read for Archive<R> {
         }
         self.data = self.data.saturating_sub(n as u64);
         Ok(n)
+    }
+}
+
+/// The current entry's data, in place.
+impl<R: BufRead> BufRead for Archive<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.data == 0 {
+            return Ok(&[]);
+        }
+        let bytes = self.input.fill_buf()?;
+        if bytes.is_empty() {
+            return Err(Error::bad_image("the layer's tar ends within a file").into());
+        }
+        let length = usize::try_from(self.data).unwrap_or(usize::MAX).min(bytes.len());
+        Ok(bytes.get(..length).unwrap_or_default())
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.input.consume(length);
+        self.data = self.data.saturating_sub(length as u64);
     }
 }
 

@@ -54,6 +54,7 @@ Example:
 const SILENCE: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
+    nacre_sys::heap::keep_small();
     let mut args = std::env::args().skip(1);
     let result = match args.next().as_deref() {
         Some("pull") => parse(args).and_then(|(request, silence)| pull(&request, silence)),

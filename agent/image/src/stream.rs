@@ -1,7 +1,7 @@
 //! A layer's bytes on their way: from the registry, hashed as they come, decompressed by one thread, hashed again and unpacked by another.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use flate2::bufread::MultiGzDecoder;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest as _, Sha256};
 
+use crate::archive::read_full;
 use crate::error::{Error, Kind};
 use crate::frames::{self, Frames, Windows};
 
@@ -88,7 +89,7 @@ impl Read for Watched {
 }
 
 /// How large a piece is, and how many are on their way between two threads: the memory that a layer takes, whatever its size.
-const PIECE: usize = 256 << 10;
+const PIECE: usize = 128 << 10;
 const PIECES: usize = 4;
 
 /// Two threads' ends of a belt of pieces. They go round: what has been read is filled again.
@@ -112,14 +113,17 @@ impl Filler {
     /// Sends all that `reader` has, and its error if it fails. Ends early when nobody reads any more.
     pub(crate) fn fill(self, mut reader: impl Read) {
         while let Ok(mut piece) = self.to_fill.recv() {
-            piece.clear();
-            let read = (&mut reader).take(PIECE as u64).read_to_end(&mut piece);
-            let ended = piece.is_empty();
-            if let Err(error) = read {
-                let _ = self.full.send(Err(error)); // who is gone does not care
-                return;
-            }
-            if ended || self.full.send(Ok(piece)).is_err() {
+            piece.resize(PIECE, 0); // which costs nothing once it has been full
+            let filled = match read_full(&mut reader, &mut piece) {
+                Ok(0) => return,
+                Ok(length) => {
+                    piece.truncate(length);
+                    Ok(piece)
+                }
+                Err(error) => Err(error),
+            };
+            let failed = filled.is_err();
+            if self.full.send(filled).is_err() || failed {
                 return;
             }
         }
@@ -158,14 +162,21 @@ impl Pieces {
 
 impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at >= self.piece.len() {
-            if !self.next()? {
-                return Ok(0);
-            }
-        }
-        let n = self.piece.get(self.at..).unwrap_or_default().read(buffer)?;
-        self.at += n;
+        let n = self.fill_buf()?.read(buffer)?;
+        self.consume(n);
         Ok(n)
+    }
+}
+
+/// Whoever reads in place need not copy.
+impl BufRead for Pieces {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at >= self.piece.len() && self.next()? {}
+        Ok(self.piece.get(self.at..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.at = self.at.saturating_add(length);
     }
 }
 
@@ -234,7 +245,7 @@ impl<R: Read> Decoder<R> {
     /// Looks at the first bytes and chooses.
     pub(crate) fn new(reader: R, windows: Windows) -> io::Result<Decoder<R>> {
         let mut buffered = BufReader::with_capacity(BUFFER, reader);
-        let first = io::BufRead::fill_buf(&mut buffered)?;
+        let first = buffered.fill_buf()?;
         Ok(if first.starts_with(&[0x1f, 0x8b]) {
             Decoder::Gzip(Box::new(MultiGzDecoder::new(buffered)))
         } else if frames::begin(first) {

@@ -7,7 +7,7 @@
 
 mod tree;
 
-use std::io::Read;
+use std::io::BufRead;
 use std::path::Path;
 
 use crate::archive::{Archive, Entry, Meta, What};
@@ -30,7 +30,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS: &[u8] = b".wh..wh.";
 
 /// Unpacks the archive `reader` into the directory `root`, which is empty. Reads no further than the archive's end.
-pub(crate) fn unpack(reader: impl Read, root: &Path) -> Result<()> {
+pub(crate) fn unpack(reader: impl BufRead, root: &Path) -> Result<()> {
     let mut tree = Tree::open(root)?;
     let mut archive = Archive::new(reader);
     let mut entries = 0;
@@ -49,7 +49,7 @@ fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).chars().take(200).collect()
 }
 
-fn one(tree: &mut Tree, entry: &Entry, data: &mut impl Read) -> Result<()> {
+fn one(tree: &mut Tree, entry: &Entry, data: &mut impl BufRead) -> Result<()> {
     let names = names(&entry.path)?;
     let meta = Meta { xattrs: xattrs(&entry.meta), ..entry.meta };
     let Some((name, parent)) = names.split_last() else {

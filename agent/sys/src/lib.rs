@@ -7,6 +7,7 @@ pub mod device_mapper;
 pub mod early;
 pub mod exec;
 pub mod fork;
+pub mod heap;
 pub mod kvm;
 pub mod lifeline;
 pub mod loop_device;

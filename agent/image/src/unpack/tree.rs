@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{self, BufRead, Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -34,7 +34,6 @@ pub(super) struct Tree {
     /// Times of directories, set when nothing in them changes any more.
     times: Vec<(Vec<u8>, Mtime)>,
     times_bytes: usize,
-    buffer: Vec<u8>,
 }
 
 fn bad(reason: &str) -> Error {
@@ -55,7 +54,7 @@ impl Tree {
         let root = rustix::fs::open(root, flags, Mode::empty()).map_err(fail("open the layer's directory"))?;
         let depth = depth(&root)?;
         let times = vec![(b".".to_vec(), UNSAID)];
-        Ok(Tree { root, depth, last: None, times, times_bytes: 0, buffer: vec![0; 128 << 10] })
+        Ok(Tree { root, depth, last: None, times, times_bytes: 0 })
     }
 
     /// Opens a directory of the layer; what is missing of the way is made. Links are followed as a container would
@@ -169,20 +168,30 @@ impl Tree {
         parent: &[Vec<u8>],
         name: &[u8],
         map: Option<&Map>,
-        content: &mut impl Read,
+        content: &mut impl BufRead,
         meta: &Meta,
     ) -> Result<()> {
-        self.clear(parent, name)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let made = rustix::fs::openat(self.parent(parent)?, os(name), flags, Mode::from_raw_mode(0o600));
+        // Hardly ever anything stands there.
+        let made = match self.make(parent, name)? {
+            Err(Errno::EXIST) => {
+                self.clear(parent, name)?;
+                self.make(parent, name)?
+            }
+            made => made,
+        };
         let mut file = File::from(made.map_err(fail("make the file"))?);
         match map {
-            Some(map) => copy_pieces(content, &mut file, map, &mut self.buffer)?,
-            None => copy(content, &mut file, &mut self.buffer)?,
+            Some(map) => copy_pieces(content, &mut file, map)?,
+            None => copy(content, &mut file)?,
         }
         let fd = OwnedFd::from(file);
         apply(&fd, meta)?;
         rustix::fs::futimens(&fd, &times(meta.mtime)).map_err(fail("set its time"))
+    }
+
+    fn make(&mut self, parent: &[Vec<u8>], name: &[u8]) -> Result<std::result::Result<OwnedFd, Errno>> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(self.parent(parent)?, os(name), flags, Mode::from_raw_mode(0o600)))
     }
 
     pub(super) fn symlink(&mut self, parent: &[Vec<u8>], name: &[u8], target: &[u8], meta: &Meta) -> Result<()> {
@@ -278,23 +287,24 @@ fn depth(dir: &OwnedFd) -> Result<usize> {
 }
 
 /// The archive's errors are the image's fault, the file's are ours.
-fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8]) -> Result<()> {
+fn copy(from: &mut impl BufRead, to: &mut File) -> Result<()> {
     loop {
-        let n = from.read(buffer).map_err(|error| Error::reading("read the layer", error))?;
-        if n == 0 {
+        let bytes = from.fill_buf().map_err(|error| Error::reading("read the layer", error))?;
+        if bytes.is_empty() {
             return Ok(());
         }
-        io::Write::write_all(to, buffer.get(..n).unwrap_or_default())
-            .map_err(|error| Error::system("write the file", error))?;
+        io::Write::write_all(to, bytes).map_err(|error| Error::system("write the file", error))?;
+        let length = bytes.len();
+        from.consume(length);
     }
 }
 
 /// What lies between the pieces stays a hole, and so does what follows the last.
-fn copy_pieces(from: &mut impl Read, to: &mut File, map: &Map, buffer: &mut [u8]) -> Result<()> {
+fn copy_pieces(from: &mut impl BufRead, to: &mut File, map: &Map) -> Result<()> {
     let fail = |error| Error::system("write the file", error);
     for piece in map.pieces() {
         to.seek(SeekFrom::Start(piece.offset)).map_err(fail)?;
-        copy(&mut from.by_ref().take(piece.length), to, buffer)?;
+        copy(&mut from.by_ref().take(piece.length), to)?;
     }
     to.set_len(map.size()).map_err(fail)
 }
