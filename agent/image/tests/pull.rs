@@ -10,6 +10,7 @@ mod gpg;
 mod memory;
 mod ocicrypt;
 mod seal;
+mod stripes;
 
 use std::fs;
 use std::path::Path;

@@ -1,8 +1,10 @@
 //! Where blobs come from, and how they reach the client: whole, or from where a broken transfer left off.
 
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use oci_spec::image::Descriptor;
 use rustix::io::Errno;
@@ -13,6 +15,7 @@ use super::layout::Layout;
 use super::manifest::{Found, Manifest};
 use super::options::Options;
 use super::registry::Registry;
+use super::stripes::{self, Lines, Pace};
 use crate::error::{Error, Kind, Result, quoted};
 use crate::reference;
 
@@ -33,6 +36,10 @@ pub(super) trait Source: Send + Sync {
     fn manifest(&self, name: &str) -> Result<Found>;
     /// A blob from its byte `from` on. The digest is a well-formed one.
     fn open(&self, digest: &str, from: u64) -> Result<Part>;
+    /// This part and no other of a blob that is so long in `whole`.
+    fn range(&self, digest: &str, part: Range<u64>, whole: u64) -> Result<Box<dyn Read + Send>>;
+    /// The connections that bring blobs, where they come over any.
+    fn lines(&self) -> Option<&Arc<Lines>>;
 }
 
 /// What comes of a blob.
@@ -84,7 +91,7 @@ pub(super) fn small(source: &dyn Source, blob: &Descriptor) -> Result<Vec<u8>> {
 }
 
 /// Writes to the client; false when it has hung up, for it has had enough.
-fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<bool> {
+pub(super) fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<bool> {
     while !bytes.is_empty() {
         match rustix::io::write(&pipe, bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
@@ -102,12 +109,12 @@ pub(super) fn give(pipe: &OwnedFd, bytes: &[u8]) -> Result<()> {
 }
 
 /// Copies a blob to the pipe. What it is, the client checks.
-pub(super) fn copy(source: &dyn Source, digest: &str, pipe: &OwnedFd) -> Result<()> {
+pub(super) fn copy(source: &Arc<dyn Source>, digest: &str, pipe: &OwnedFd) -> Result<()> {
     each_piece(source, digest, |piece| write_all(pipe, piece))
 }
 
 /// The same, checked here: for a client that asks afterwards (`FinishPipe`).
-pub(super) fn copy_checked(source: &dyn Source, digest: &str, size: u64, pipe: &OwnedFd) -> Result<()> {
+pub(super) fn copy_checked(source: &Arc<dyn Source>, digest: &str, size: u64, pipe: &OwnedFd) -> Result<()> {
     let expected = reference::sha256(digest)?;
     let (mut hash, mut length) = (Sha256::new(), 0u64);
     each_piece(source, digest, |piece| {
@@ -143,13 +150,24 @@ impl Progress {
 }
 
 /// Reads a blob to its end, resuming what breaks off, until `take` has had enough.
-fn each_piece(source: &dyn Source, digest: &str, mut take: impl FnMut(&[u8]) -> Result<bool>) -> Result<()> {
+fn each_piece(source: &Arc<dyn Source>, digest: &str, mut take: impl FnMut(&[u8]) -> Result<bool>) -> Result<()> {
+    let _line = source.lines().map(Lines::take);
     let mut buffer = vec![0; CHUNK];
     let mut progress = Progress::default();
     let mut part = source.open(digest, 0)?;
     let whole = part.whole;
+    let mut pace = Pace::begin();
     loop {
-        let (failure, was_silent) = match part.reader.read(&mut buffer) {
+        if pace.is_slow()
+            && part.skip == 0
+            && let Some(rest) = stripes::rest(source, digest, progress.at, whole, &mut pace)
+        {
+            part = rest;
+        }
+        let begun = Instant::now();
+        let read = part.reader.read(&mut buffer);
+        pace.waited(begun.elapsed(), read.as_ref().map_or(0, |length| *length));
+        let (failure, was_silent) = match read {
             Ok(0) if whole.is_none_or(|whole| progress.at >= whole) => return Ok(()),
             Ok(0) => (broken(&std::io::ErrorKind::UnexpectedEof.into()), false),
             Ok(length) => {
@@ -165,6 +183,7 @@ fn each_piece(source: &dyn Source, digest: &str, mut take: impl FnMut(&[u8]) -> 
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => (broken(&error), is_silence(&error)),
         };
+        pace.broken();
         if !progress.may_resume(was_silent) {
             return Err(failure);
         }

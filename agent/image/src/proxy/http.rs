@@ -7,6 +7,7 @@ use ureq::unversioned::transport::{ConnectProxyConnector, Connector as _, TcpCon
 use ureq::{Agent, Body, http};
 
 use super::options::Options;
+use super::stripes::MOST;
 use super::tls::Tls;
 use crate::error::{Error, Kind, Result, quoted};
 
@@ -39,6 +40,7 @@ impl Http {
             .timeout_per_write(Some(options.silence))
             .timeout_recv_response(Some(options.silence)) // also of headers that come drop by drop
             .input_buffer_size(BUFFER)
+            .max_idle_connections_per_host(MOST) // each may have to wait for its next stripe
             .user_agent(concat!("nacre/", env!("CARGO_PKG_VERSION")))
             .build();
         // A proxy that HTTPS_PROXY names is asked to connect first.

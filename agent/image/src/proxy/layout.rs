@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek as _, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use serde::Deserialize;
 
 use super::body::{Part, Source};
 use super::manifest::{Found, MAX_MANIFEST};
+use super::stripes::Lines;
 use crate::error::{Error, Kind, Result};
 
 /// The most members of an archive.
@@ -111,6 +113,15 @@ impl Source for Layout {
     fn open(&self, digest: &str, from: u64) -> Result<Part> {
         let (reader, whole) = self.read(&blob(digest), from)?;
         Ok(Part { reader, whole: Some(whole), skip: 0 })
+    }
+
+    fn range(&self, digest: &str, part: Range<u64>, _: u64) -> Result<Box<dyn Read + Send>> {
+        let (reader, _) = self.read(&blob(digest), part.start)?;
+        Ok(Box::new(reader.take(part.end.saturating_sub(part.start))))
+    }
+
+    fn lines(&self) -> Option<&Arc<Lines>> {
+        None // a file is not faster when it is read in several places
     }
 }
 

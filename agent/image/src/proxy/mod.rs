@@ -11,6 +11,7 @@ pub(crate) mod manifest;
 mod options;
 mod registry;
 mod signatures;
+mod stripes;
 mod tls;
 mod wire;
 
@@ -114,7 +115,7 @@ impl Server {
             "GetBlob" => {
                 let (source, digest, size) = (self.source(request)?, request.text(1)?.to_string(), request.number(2)?);
                 crate::reference::sha256(&digest)?;
-                self.pipe(json!(-1), move |pipe| body::copy_checked(source.as_ref(), &digest, size, &pipe))
+                self.pipe(json!(-1), move |pipe| body::copy_checked(&source, &digest, size, &pipe))
             }
             "GetRawBlob" => {
                 let (source, digest) = (self.source(request)?, request.text(1)?.to_string());
@@ -122,7 +123,7 @@ impl Server {
                 let (data, theirs) = wire::pipe()?;
                 let (errors, their_errors) = wire::pipe()?;
                 std::thread::spawn(move || {
-                    let copied = body::copy(source.as_ref(), &digest, &theirs);
+                    let copied = body::copy(&source, &digest, &theirs);
                     drop(theirs);
                     wire::tell(&their_errors, copied);
                 });

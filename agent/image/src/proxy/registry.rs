@@ -1,7 +1,8 @@
 //! A registry: one repository of it (distribution specification), with the token that it wants, and another try where that may help.
 
-use std::io::Read as _;
-use std::sync::{Mutex, PoisonError};
+use std::io::Read;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use super::http::{Failed, Http, Response, origin};
 use super::lookaside::Store;
 use super::manifest::{ACCEPTED, Found, INDEX, MAX_MANIFEST, Manifest};
 use super::options::Options;
+use super::stripes::Lines;
 use crate::access::challenge::{self, Challenge};
 use crate::access::credentials::Secret;
 use crate::access::registries::Endpoint;
@@ -43,6 +45,7 @@ pub(super) struct Registry {
     is_mirror: bool,
     /// The header that the registry took last.
     authorization: Mutex<Option<String>>,
+    lines: Arc<Lines>,
 }
 
 #[derive(Deserialize)]
@@ -113,6 +116,7 @@ impl Registry {
             insecure,
             is_mirror: endpoint.is_mirror,
             authorization: Mutex::default(),
+            lines: Arc::default(),
         };
         // Who takes any certificate takes none, too, if there is none.
         if insecure && registry.http.get(&format!("https://{host}/v2/"), &[]).is_err() {
@@ -287,6 +291,22 @@ impl Source for Registry {
         let reader = response.into_body().into_with_config().limit(u64::MAX).reader();
         // One that can't go on from there sends the whole again.
         Ok(Part { reader: Box::new(reader), whole, skip: if partial { 0 } else { from } })
+    }
+
+    fn range(&self, digest: &str, part: Range<u64>, whole: u64) -> Result<Box<dyn Read + Send>> {
+        let (first, last) = (part.start, part.end.saturating_sub(1));
+        let range = format!("bytes={first}-{last}");
+        let response = self.get(&format!("blobs/{digest}"), &[("range", &range)], Ok)?;
+        let given = response.headers().get("content-range").and_then(|value| value.to_str().ok());
+        let asked = given == Some(&format!("bytes {first}-{last}/{whole}"));
+        if !asked || response.status() != StatusCode::PARTIAL_CONTENT {
+            return Err(Error::new(Kind::Stalled, "the registry gives another part than it was asked for"));
+        }
+        Ok(Box::new(response.into_body().into_with_config().limit(u64::MAX).reader()))
+    }
+
+    fn lines(&self) -> Option<&Arc<Lines>> {
+        Some(&self.lines)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod guest;
 mod jail;
+mod limiter;
 mod pull;
 mod tree;
 

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -15,13 +16,13 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::tree::{self, Cost};
-use crate::{Measured, ms};
+use crate::{Measured, limiter, ms};
 
 /// How often each is measured.
 const RUNS: usize = 3;
 
 /// The names of the rows.
-pub(crate) const NAMES: [&str; 13] = [
+pub(crate) const NAMES: [&str; 16] = [
     "pull.small.wall",
     "pull.small.cpu",
     "pull.small.peak_memory",
@@ -34,6 +35,9 @@ pub(crate) const NAMES: [&str; 13] = [
     "pull.layers.wall",
     "pull.layers.cpu",
     "pull.layers.peak_memory",
+    "pull.limited.wall",
+    "pull.limited.cpu",
+    "pull.limited.peak_memory",
     "pull.floor",
 ];
 
@@ -72,6 +76,8 @@ struct Bench<'a> {
     dist: &'a Path,
     dir: tempfile::TempDir,
     registry: Registry,
+    /// The same registry, each connection limited.
+    limited: SocketAddr,
     containerd: Child,
 }
 
@@ -91,13 +97,16 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
     let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let dir = dir.context("make a directory")?;
     let containerd = containerd::start(dir.path())?;
-    let bench = Bench { dist, dir, registry: Registry::start(None)?, containerd };
+    let registry = Registry::start(None)?;
+    let limited = limiter::start(registry.here("").trim_end_matches('/').parse().context("find the registry")?)?;
+    let bench = Bench { dist, dir, registry, limited, containerd };
     let mut all = Vec::new();
-    let images: [(&str, [&'static str; 3], Write); 4] = [
+    let images: [(&str, [&'static str; 3], Write); 5] = [
         ("small", names(0), |dir| packages(&SMALL, dir)),
         ("python", names(1), |dir| packages(&PYTHON, dir)),
         ("files", names(2), many_files),
         ("layers", names(3), many_layers),
+        ("limited", names(4), one_large),
     ];
     for (image, names, write) in images {
         let with_floor = image == "python" && wanted("pull.floor");
@@ -160,7 +169,15 @@ impl Bench<'_> {
     fn ours(&self, image: &str) -> Result<Cost> {
         let mut command = Command::new(self.dist.join("bin/nacre-pull"));
         command.args(["pull", "--ca"]).arg(self.registry.ca()).arg("--store").arg(self.fresh("ours")?);
-        tree::run(command.arg(self.registry.here(&format!("{image}:1"))), None)
+        tree::run(command.arg(self.here(image)), None)
+    }
+
+    fn here(&self, image: &str) -> String {
+        if image == "limited" {
+            format!("{}/{image}:1", self.limited)
+        } else {
+            self.registry.here(&format!("{image}:1"))
+        }
     }
 
     /// containerd's way to say that a registry on loopback speaks TLS, too.
@@ -175,7 +192,7 @@ impl Bench<'_> {
     }
 
     fn peer(&self, peer: Peer, image: &str) -> Result<Cost> {
-        let reference = self.registry.here(&format!("{image}:1"));
+        let reference = self.here(image);
         match peer {
             Peer::Podman => {
                 let mut command = Command::new("podman");
@@ -288,12 +305,22 @@ fn many_files(dir: &Path) -> Result<Written> {
 fn many_layers(dir: &Path) -> Result<Written> {
     let mut image = Image::new(json!({}));
     for number in 0..60u64 {
-        let blocks = (0..16_384u64).flat_map(|block| {
-            let digest: [u8; 32] = Sha256::digest((number << 32 | block).to_le_bytes()).into();
-            digest.into_iter().chain([0; 32])
-        });
-        let layer = Layer::default().file(&format!("f{number}"), 0o644, &blocks.collect::<Vec<u8>>())?;
+        let layer = Layer::default().file(&format!("f{number}"), 0o644, &half_noise(number, 1 << 20))?;
         image = image.layer(layer.finish()?, Compression::Gzip);
     }
     image.write(dir)
+}
+
+/// One layer of 128 MiB that compresses to a half.
+fn one_large(dir: &Path) -> Result<Written> {
+    let layer = Layer::default().file("large", 0o644, &half_noise(0, 128 << 20))?;
+    Image::new(json!({})).layer(layer.finish()?, Compression::Gzip).write(dir)
+}
+
+fn half_noise(number: u64, length: u64) -> Vec<u8> {
+    let block = |block: u64| {
+        let digest: [u8; 32] = Sha256::digest((number << 32 | block).to_le_bytes()).into();
+        digest.into_iter().chain([0; 32])
+    };
+    (0..length / 64).flat_map(block).collect()
 }
