@@ -14,11 +14,6 @@ CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nacre
 PREFIX  ?= /usr/local
 RECIPE  ?= minimal
 
-# The device that gives QEMU a vsock without a host kernel module. Pinned: its socket dialect is part of ours.
-VSOCK_VERSION := 0.3.0
-VSOCK_CACHE   := $(CACHE)/vhost-device-vsock-$(VSOCK_VERSION)
-VSOCK         := $(DIST)/libexec/nacre/vhost-device-vsock
-
 # Everything that a Debian machine with git, make and Rust lacks. qemu-utils is left out on purpose: a backported one
 # conflicts with Debian 12's qemu-system-x86.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
@@ -57,20 +52,13 @@ agent: setup ## Build the guest agent, one static binary
 	@$(STATIC) -p nacre-agent --bin nacre-agent
 	$(call put,$(BIN)/nacre-agent,$(DIST)/bin/nacre-agent,755)
 
-host: setup $(VSOCK) ## Build the host's programs: nacre, nacre-image, and the engines' command lines
+host: setup ## Build the host's programs: nacre, nacre-image, and the engines' command lines
 	$(call say,host: nacre and its tools)
 	@$(STATIC) -p nacre-shim -p nacre-image -p nacre-pull -p nacre-jail --bins
 	$(call put,$(BIN)/nacre,$(DIST)/bin/nacre,755)
 	$(call put,$(BIN)/nacre-image,$(DIST)/bin/nacre-image,755)
 	$(call put,$(BIN)/nacre-pull,$(DIST)/bin/nacre-pull,755)
 	$(call put,$(BIN)/nacre-jail,$(DIST)/bin/nacre-jail,755)
-
-$(VSOCK): $(VSOCK_CACHE)/bin/vhost-device-vsock
-	$(call put,$<,$@,755)
-
-$(VSOCK_CACHE)/bin/vhost-device-vsock:
-	$(call say,vhost-device-vsock $(VSOCK_VERSION): built once into $(VSOCK_CACHE))
-	@cargo install --quiet --locked vhost-device-vsock@$(VSOCK_VERSION) --root $(VSOCK_CACHE)
 
 kernel: host ## Build the guest kernel from Debian's source (once; cached by content)
 	$(call say,kernel: Debian's linux-source-6.12 with kernel-config/)

@@ -1,4 +1,4 @@
-//! Where the guest and the helper program lie: beside `nacre` as installed, or where the user says.
+//! Where the guest lies: beside `nacre` as installed, or where the user says.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,6 @@ pub struct Layout {
     pub kernel: PathBuf,
     /// The guest image.
     pub image: PathBuf,
-    /// The vhost-user device that gives QEMU a vsock.
-    pub vsock_device: PathBuf,
 }
 
 impl Layout {
@@ -25,16 +23,8 @@ impl Layout {
         let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/usr/local"));
         let share = prefix.join("share/nacre");
         let or = |given: Option<&Path>, name: &str| given.map_or_else(|| share.join(name), Path::to_path_buf);
-        let layout = Layout {
-            kernel: or(kernel, "vmlinux"),
-            image: or(image, "minimal.initrd"),
-            vsock_device: prefix.join("libexec/nacre/vhost-device-vsock"),
-        };
-        for (what, path) in [
-            ("the guest kernel", &layout.kernel),
-            ("the guest image", &layout.image),
-            ("the vsock device", &layout.vsock_device),
-        ] {
+        let layout = Layout { kernel: or(kernel, "vmlinux"), image: or(image, "minimal.initrd") };
+        for (what, path) in [("the guest kernel", &layout.kernel), ("the guest image", &layout.image)] {
             if !path.is_file() {
                 bail!(
                     "{what} is missing: there is no {}; make image builds it, or say where it is (nacre run --help)",

@@ -27,3 +27,4 @@ pub mod terminal;
 pub mod timings;
 pub mod vmm;
 pub mod volumes;
+pub mod vsock;

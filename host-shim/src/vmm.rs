@@ -1,6 +1,6 @@
-//! The virtual machine: QEMU's microvm, with a vsock from a vhost-user device.
+//! The virtual machine: QEMU's microvm, with a vsock of our own.
 //!
-//! Both processes die with this one, however it ends. The guest's vsock is a unix socket in the pod's directory (hybrid vsock): the host
+//! QEMU dies with this process, however it ends. The guest's vsock is a unix socket in the pod's directory (hybrid vsock): the host
 //! dials the guest through it, and the guest's own calls arrive at the same path with `_PORT` appended.
 
 use std::path::{Path, PathBuf};
@@ -18,12 +18,10 @@ use crate::accelerator::Accelerator;
 use crate::console::Console;
 use crate::layout::Layout;
 use crate::size::Size;
+use crate::vsock::Vsock;
 
 /// The host port that the guest calls when it is ready.
 const READY_PORT: u32 = 1030;
-
-/// How long the vsock device may take to listen.
-const DEVICE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The window in which the TSC is measured; its error is then a few parts in 10^5.
 const TSC_WINDOW: Duration = Duration::from_millis(10);
@@ -175,7 +173,8 @@ impl Drop for Program {
 #[derive(Debug)]
 pub struct Vm {
     qemu: Program,
-    _device: Program,
+    /// After QEMU, for it ends with it.
+    _device: Vsock,
     vsock: PathBuf,
     console: Console,
 }
@@ -189,7 +188,7 @@ impl Vm {
         let vsock = spec.vsock();
         let ready = guest_calls(&spec.dir, READY_PORT);
         let listener = UnixListener::bind(&ready).with_context(|| format!("listen on {}", ready.display()))?;
-        let device = start_device(spec).await?;
+        let device = Vsock::start(&spec.vhost_socket(), &vsock)?;
         let tsc_khz = nacre_sys::tsc::frequency_khz(TSC_WINDOW);
         let mut command = Command::new(QEMU);
         command.args(spec.arguments(tsc_khz)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -258,36 +257,13 @@ fn spawn(mut command: Command) -> std::io::Result<Program> {
     command.spawn().map(Program)
 }
 
-/// Starts the vsock device and waits until it listens.
-async fn start_device(spec: &VmSpec) -> Result<Program> {
-    let mut command = Command::new(&spec.layout.vsock_device);
-    let vm = format!("guest-cid=3,socket={},uds-path={}", spec.vhost_socket().display(), spec.vsock().display());
-    command.args(["--vm", &vm]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut device = spawn(command).with_context(|| format!("start {}", spec.layout.vsock_device.display()))?;
-    let stderr = device.0.stderr.take().context("the vsock device has no standard error")?;
-    let complaints = Console::follow(stderr, &spec.dir.join("vsock.log"))?;
-    let deadline = Instant::now() + DEVICE_WITHIN;
-    // It says nothing when it is ready; its socket appears.
-    while !spec.vhost_socket().exists() {
-        if let Some(status) = device.0.try_wait().context("wait for the vsock device")? {
-            sleep(Duration::from_millis(50)).await;
-            bail!("the vsock device ended ({status}): {}", complaints.last_lines());
-        }
-        if Instant::now() >= deadline {
-            bail!("the vsock device does not listen after {} s", DEVICE_WITHIN.as_secs());
-        }
-        sleep(Duration::from_millis(2)).await;
-    }
-    Ok(device)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn spec(accelerator: Accelerator) -> VmSpec {
         VmSpec {
-            layout: Layout { kernel: "/k".into(), image: "/i".into(), vsock_device: "/v".into() },
+            layout: Layout { kernel: "/k".into(), image: "/i".into() },
             dir: "/run/nacre/a".into(),
             accelerator,
             cpus: 2,

@@ -1,7 +1,7 @@
 //! Reaching an agent, and being reached.
 //!
 //! [`connect`] retries until its deadline, because a guest's socket appears some time after its VM. Hybrid vsock (Cloud Hypervisor,
-//! Firecracker, vhost-device-vsock) is a unix socket that takes one `CONNECT port` line and answers `OK …`; nothing past that line's
+//! Firecracker, our own for QEMU) is a unix socket that takes one `CONNECT port` line and answers `OK …`; nothing past that line's
 //! end is read, for the next byte belongs to the stream.
 
 use std::future::Future;

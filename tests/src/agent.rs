@@ -166,11 +166,8 @@ impl Guest {
     /// A guest that does not come up.
     pub async fn boot_as(dist: &Path, machine: Machine<'_>) -> Result<Guest> {
         let dir = tempfile::tempdir().context("make the guest's directory")?;
-        let layout = Layout {
-            kernel: dist.join("share/nacre/vmlinux"),
-            image: dist.join("share/nacre/minimal.initrd"),
-            vsock_device: dist.join("libexec/nacre/vhost-device-vsock"),
-        };
+        let layout =
+            Layout { kernel: dist.join("share/nacre/vmlinux"), image: dist.join("share/nacre/minimal.initrd") };
         let spec = VmSpec {
             layout,
             dir: dir.path().to_path_buf(),
