@@ -14,7 +14,7 @@ use nacre_protocol::blob_cache::{self, Answer, Ask, Digest};
 use nacre_shim::blob_cache::{Server, store::Store};
 use nacre_shim::size::Size;
 use nacre_tests::dist;
-use nacre_tests::image::{Compression, Image, Layer, Written};
+use nacre_tests::image::{Compression, Image, Layer, Written, busybox};
 use nacre_tests::registry::Registry;
 use sha2::{Digest as _, Sha256};
 
@@ -60,12 +60,15 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     paths.map(|path| (name(&path), fs::read(&path).unwrap())).collect()
 }
 
+/// Bytes that do not shrink, in one of an image's layers.
+const NOISE: usize = 4 << 20;
+
 /// An image of two layers in the registry as `app:1`.
 fn push(registry: &Registry, dir: &Path) -> Written {
-    let noise = (0..40_000u32).flat_map(|n| Sha256::digest(n.to_le_bytes()).to_vec()).collect::<Vec<_>>();
-    let layer = |name: &str, bytes: &[u8]| Layer::default().file(name, 0o644, bytes).unwrap().finish().unwrap();
-    let image = Image::new(serde_json::json!({}));
-    let image = image.layer(layer("a", &noise), Compression::Gzip).layer(layer("b", b"x"), Compression::Zstd);
+    let noise = (0..NOISE as u64 / 32).flat_map(|n| Sha256::digest(n.to_le_bytes())).collect::<Vec<u8>>();
+    let layer = Layer::default().file("noise", 0o644, &noise).unwrap().finish().unwrap();
+    let image = Image::new(serde_json::json!({ "Env": ["PATH=/bin"], "Cmd": ["wc", "-c", "/noise"] }));
+    let image = image.layer(busybox().unwrap().finish().unwrap(), Compression::Zstd).layer(layer, Compression::Gzip);
     let written = image.write(&dir.join("layout")).unwrap();
     registry.push(&dir.join("layout"), "app:1", None).unwrap();
     written
@@ -80,6 +83,17 @@ async fn pull(registry: &Registry, cache: &Cache) -> String {
     let output = tokio::process::Command::from(command).output().await.unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
+    said
+}
+
+/// Runs `app:1` in a VM whose pod shares `cache`, and tells what `nacre` said.
+fn run(registry: &Registry, dist: &Path, dir: &Path, cache: &Path) -> String {
+    let mut command = Command::new(dist.join("bin/nacre"));
+    command.arg("--state-dir").arg(dir.join("s")).args(["run", "--accel", "tcg", "--tls-ca"]).arg(registry.ca());
+    command.arg("--blob-cache").arg(cache).arg(registry.from_guest("app:1")).stdin(Stdio::null());
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{NOISE} /noise\n"), "{said}");
     said
 }
 
@@ -107,6 +121,19 @@ async fn pulls_that_share_a_cache_fetch_each_blob_once() {
     let size: u64 = kept.values().map(|bytes| bytes.len() as u64).sum();
     assert_eq!(cache.server.bytes(), (2 * size, size));
     assert_eq!(cache.told(), [""; 0]);
+}
+
+#[test]
+fn vm_ten_pods_one_after_another_fetch_each_blob_once() {
+    let Some(dist) = dist::for_pulls() else { return };
+    let (registry, dir) = (Registry::start(None).unwrap(), tempfile::tempdir().unwrap());
+    push(&registry, dir.path());
+    for _ in 0..10 {
+        let said = run(&registry, &dist, dir.path(), &dir.path().join("cache"));
+        assert!(!said.contains("cache does not take") && !said.contains("fetched from the registry"), "{said}");
+    }
+    let fetched = registry.fetched().unwrap();
+    assert!(fetched.len() == 3 && fetched.values().all(|times| *times == 1), "{fetched:?}");
 }
 
 #[tokio::test]
