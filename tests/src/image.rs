@@ -172,6 +172,21 @@ impl Image {
     }
 }
 
+/// Gives the image in the OCI layout `layout` another manifest, as one does who annotates it.
+///
+/// # Errors
+/// A layout that can't be read or written.
+pub fn replace_manifest(layout: &Path, manifest: &[u8]) -> Result<()> {
+    let hex = hex::encode(Sha256::digest(manifest));
+    fs::write(layout.join("blobs/sha256").join(&hex), manifest).context("write a manifest")?;
+    let path = layout.join("index.json");
+    let mut index: Value =
+        serde_json::from_slice(&fs::read(&path).context("read the index")?).context("read the index")?;
+    index["manifests"][0]["digest"] = format!("sha256:{hex}").into();
+    index["manifests"][0]["size"] = manifest.len().into();
+    fs::write(path, index.to_string()).context("write the index")
+}
+
 fn compress(archive: &[u8], compression: Compression) -> Result<(Vec<u8>, &'static str)> {
     Ok(match compression {
         Compression::None => (archive.to_vec(), ""),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nacre_tests::dist;
-use nacre_tests::image::{Compression, Image, Layer, Written, busybox};
+use nacre_tests::image::{Compression, Image, Layer, Written, busybox, replace_manifest};
 use nacre_tests::registry::Registry;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -47,12 +47,7 @@ impl World {
         let output = seal.output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let manifest = fs::read(self.layers().join("manifest.json")).unwrap();
-        let hex = hex::encode(Sha256::digest(&manifest));
-        fs::write(layout.join("blobs/sha256").join(&hex), &manifest).unwrap();
-        let mut index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
-        index["manifests"][0]["digest"] = format!("sha256:{hex}").into();
-        index["manifests"][0]["size"] = manifest.len().into();
-        fs::write(layout.join("index.json"), index.to_string()).unwrap();
+        replace_manifest(&layout, &manifest).unwrap();
         self.registry.push(&layout, "ready:1", None).unwrap();
         written
     }

@@ -82,6 +82,12 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
+fn succeed(command: &mut Command) -> Result<()> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
@@ -102,8 +108,8 @@ fn main() -> Result<()> {
     if wanted(&pull::NAMES) {
         all.extend(pull::measure(&args.dist, |name| name.starts_with(&args.only))?);
     }
-    if wanted(&[guest::NAME]) {
-        all.extend(guest::measure(&args.dist)?);
+    if wanted(&guest::NAMES) {
+        all.extend(guest::measure(&args.dist, |name| name.starts_with(&args.only))?);
     }
     // Last, for it parts this process's mounts from the host's.
     if wanted(&jail::NAMES) {

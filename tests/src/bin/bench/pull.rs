@@ -5,10 +5,10 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nacre_tests::image::{Compression, Image, Layer, Written};
 use nacre_tests::registry::Registry;
 use nacre_tests::{containerd, demo_image, dist};
@@ -45,7 +45,7 @@ pub(crate) const NAMES: [&str; 16] = [
 const SMALL: [&[&str]; 2] = [&["base-files", "libc6"], &["coreutils", "dash"]];
 
 /// Python with what people compute with, a layer each.
-const PYTHON: [&[&str]; 3] = [
+pub(crate) const PYTHON: [&[&str]; 3] = [
     &["libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal", "libc6"],
     &["python3-numpy", "libopenblas0-pthread", "libgfortran5"],
     &["python3-scipy"],
@@ -202,7 +202,7 @@ impl Bench<'_> {
                 let mut remove = Command::new("podman");
                 remove.args(["--storage-driver", "overlay", "--root"]).arg(self.dir.path().join("podman"));
                 remove.arg("--runroot").arg(self.dir.path().join("run")).args(["rmi", "--all", "--force"]);
-                quiet(&mut remove)?;
+                crate::succeed(&mut remove)?;
                 Ok(cost)
             }
             Peer::Containerd => {
@@ -214,7 +214,7 @@ impl Bench<'_> {
                 let mut pull = ctr(&["images", "pull", "--snapshotter", "overlayfs", "--hosts-dir"]);
                 pull.arg(self.hosts(&reference)?).arg(&reference);
                 let cost = tree::run(&mut pull, Some(self.containerd.id()))?;
-                quiet(&mut ctr(&["images", "rm", "--sync", &reference]))?;
+                crate::succeed(&mut ctr(&["images", "rm", "--sync", &reference]))?;
                 Ok(cost)
             }
             Peer::SkopeoUmoci => {
@@ -272,12 +272,6 @@ fn least(from: &Path, to: &Path) -> Result<()> {
         }
         out.write_all(buffer.get(..length).unwrap_or_default()).context("write")?;
     }
-}
-
-fn quiet(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 fn packages(layers: &[&[&str]], dir: &Path) -> Result<Written> {
