@@ -134,7 +134,7 @@ impl VmSpec {
             "-serial",
             "stdio",
             "-chardev",
-            &format!("socket,id=vsock,path={}", path(&self.vhost_socket())),
+            &format!("socket,id=vsock,path={}", path(&self.vhost_socket()).replace(',', ",,")),
             "-device",
             "vhost-user-vsock-device,chardev=vsock",
             "-netdev",

@@ -28,6 +28,9 @@ const CONNECTIONS: usize = 16;
 /// How long a guest may neither send nor take anything. It may itself wait for a registry, which has 30 s for each of three tries.
 const SILENCE: Duration = Duration::from_secs(150);
 
+/// The pause after a call that could not be taken.
+const AFTER_A_FAULT: Duration = Duration::from_millis(100);
+
 /// What the cache did, for people: errors that the host should know of.
 pub type Tell = Box<dyn Fn(&str) + Send + Sync>;
 
@@ -88,14 +91,19 @@ impl fmt::Debug for Shared {
 
 async fn accept(listener: UnixListener, shared: Arc<Shared>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(AFTER_A_FAULT).await; // it is the host that lacks something, and nothing tells when it no longer does
+            continue;
+        };
         let (Ok(slot), Ok(stream)) = (slots.clone().try_acquire_owned(), blocking(stream)) else { continue };
         let shared = shared.clone();
-        // Not of the runtime's: its end would wait for guests.
-        std::thread::spawn(move || {
+        let serve = move || {
             let _slot = slot;
             serve::connection(&shared, stream);
-        });
+        };
+        // Not of the runtime's: its end would wait for guests. Where there can't be another thread, the guest is hung up on.
+        let _ = std::thread::Builder::new().name("blobs".into()).spawn(serve);
     }
 }
 

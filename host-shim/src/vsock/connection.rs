@@ -75,8 +75,9 @@ pub(super) struct Connection {
     /// The guest sends no more; the host's program was told so.
     guest_ended: bool,
     end_passed: bool,
-    /// The flags of [`op::SHUTDOWN`] that the guest was told.
+    /// The flags of [`op::SHUTDOWN`] that the guest was told, and those that it told.
     shutdown_told: u32,
+    shutdown_heard: u32,
     /// Whether it waits for its turn to speak.
     pub(super) is_queued: bool,
 }
@@ -114,6 +115,7 @@ impl Connection {
             guest_ended: false,
             end_passed: false,
             shutdown_told: 0,
+            shutdown_heard: 0,
             is_queued: false,
         }
     }
@@ -129,7 +131,9 @@ impl Connection {
     }
 
     fn hear_credit(&mut self, head: &Head) {
-        (self.peer_room, self.peer_forwarded, self.credit_requested) = (head.buf_alloc, head.fwd_cnt, false);
+        (self.peer_room, self.peer_forwarded) = (head.buf_alloc, head.fwd_cnt);
+        // Asked once is enough: a guest tells by itself when it has room again.
+        self.credit_requested &= self.credit() == 0;
     }
 
     /// How much the guest has room for.
@@ -178,7 +182,8 @@ impl Connection {
             self.guest_ended = true;
             self.flush();
         }
-        if flags & NEITHER == NEITHER { Then::Close } else { Then::Stay }
+        self.shutdown_heard |= flags & NEITHER;
+        if self.shutdown_heard == NEITHER { Then::Close } else { Then::Stay }
     }
 
     /// Something has happened at the host's socket.
@@ -216,8 +221,8 @@ impl Connection {
 
     /// The flags of [`op::SHUTDOWN`] that the guest should know.
     fn shutdown_due(&self) -> u32 {
-        let no_receive = if self.host_gone { NO_RECEIVE } else { 0 };
-        if self.host_ended { NO_SEND | no_receive } else { 0 }
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        flag(self.host_gone, NO_RECEIVE) | flag(self.host_ended, NO_SEND)
     }
 
     fn may_read(&self) -> bool {

@@ -20,6 +20,10 @@ const QUEUE_SIZE: usize = 1024; // as QEMU makes them
 /// The largest piece of data in a packet: the guest's kernel sends no more.
 const PIECE: usize = 64 << 10;
 
+/// How often a queue is looked at that seems to have something and has not: what came meanwhile, no other event tells. A queue that makes no sense
+/// is not looked at for ever.
+const TRIES: usize = 2;
+
 /// The host's sockets, among the events that the library tells: its own come before.
 pub(super) const SOCKETS: u64 = QUEUES as u64 + 1;
 
@@ -47,24 +51,26 @@ impl Device {
 
     /// Goes on until neither side has anything that the other takes.
     fn work(&mut self, to_guest: &Vring, from_guest: &Vring) -> Option<()> {
-        loop {
-            from_guest.disable_notification().ok()?;
+        let mut in_vain = 0;
+        while in_vain < TRIES {
             self.muxer.poll();
+            from_guest.disable_notification().ok()?;
             let heard = self.hear(from_guest)?;
             let said = self.say(to_guest)?;
             let has_more = from_guest.enable_notification().ok()?;
             let takes_more = to_guest.enable_notification().ok()? && self.muxer.has_something();
-            // A guest whose queue makes no sense is not waited for in a loop.
-            if !(heard || said) || !(has_more || takes_more) {
-                return Some(());
+            if !(has_more || takes_more) {
+                break;
             }
+            in_vain = if heard || said { 0 } else { in_vain + 1 };
         }
+        Some(())
     }
 
     /// Takes what the guest has sent. Whether that was anything.
     fn hear(&mut self, vring: &Vring) -> Option<bool> {
         let mut heard = false;
-        loop {
+        while !self.muxer.is_behind() {
             let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(self.memory.memory());
             let Some(chain) = chain else { break };
             let index = chain.head_index();
@@ -109,11 +115,11 @@ impl Device {
         if said { notify(vring) } else { Some(false) }
     }
 
-    /// Writes the next packet, if there is one. What does not fit a head is given back empty.
+    /// Writes the next packet, if there is one. Where nothing fits behind a head, a buffer is given back empty.
     fn write(&mut self, chain: Chain) -> Option<u32> {
         let memory = self.memory.memory();
         let Ok(mut writer) = chain.writer(&memory) else { return Some(0) };
-        let Some(room) = writer.available_bytes().checked_sub(HEAD) else { return Some(0) };
+        let Some(room @ 1..) = writer.available_bytes().checked_sub(HEAD) else { return Some(0) };
         let piece = self.piece.get_mut(..room.min(PIECE)).unwrap_or_default();
         let head = self.muxer.say(piece)?;
         let data = piece.get(..head.len as usize).unwrap_or_default();

@@ -92,7 +92,7 @@ impl Muxer {
         let calls = UnixListener::bind(path)?;
         calls.set_nonblocking(true)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, &calls, EventData::new_u64(CALLS), EventFlags::IN)?;
+        epoll::add(&epoll, &calls, EventData::new_u64(CALLS), EventFlags::IN | EventFlags::ET)?;
         Ok(Muxer {
             guest,
             path: path.to_path_buf(),
@@ -128,7 +128,7 @@ impl Muxer {
 
     fn happened(&mut self, key: Key, events: EventFlags) {
         if key.guest == 0 {
-            return self.loose(key.host);
+            return self.loose(key.host, events);
         }
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.notice(events);
@@ -172,16 +172,16 @@ impl Muxer {
     }
 
     /// Something has happened at a socket without a connection.
-    fn loose(&mut self, port: u32) {
+    fn loose(&mut self, port: u32, events: EventFlags) {
         match self.loose.remove(&port) {
-            Some(Loose::Caller(stream)) => self.hear_caller(port, stream),
+            Some(Loose::Caller(stream)) => self.hear_caller(port, stream, events),
             Some(Loose::Rest(stream, rest)) => self.pass(port, stream, rest),
             None => {}
         }
     }
 
-    /// One that makes no sense is hung up on.
-    fn hear_caller(&mut self, port: u32, stream: UnixStream) {
+    /// One that makes no sense, or has gone before it said all, is hung up on.
+    fn hear_caller(&mut self, port: u32, stream: UnixStream, events: EventFlags) {
         match called(&stream) {
             Ok(Some(guest)) => {
                 let key = Key { host: port, guest };
@@ -190,8 +190,8 @@ impl Muxer {
                     self.enqueue(key);
                 }
             }
-            Ok(None) => drop(self.loose.insert(port, Loose::Caller(stream))),
-            Err(_) => {}
+            Ok(None) if !events.contains(EventFlags::RDHUP) => drop(self.loose.insert(port, Loose::Caller(stream))),
+            Ok(None) | Err(_) => {}
         }
     }
 
@@ -294,6 +294,11 @@ impl Muxer {
         }
     }
 
+    /// Whether the guest should take what it is told before it is heard again.
+    pub(super) fn is_behind(&self) -> bool {
+        self.refusals.len() >= REFUSALS
+    }
+
     /// Whether there may be something to say to the guest.
     pub(super) fn has_something(&self) -> bool {
         !self.refusals.is_empty() || !self.queue.is_empty()
@@ -304,7 +309,8 @@ impl Muxer {
         if let Some(refusal) = self.refusals.pop_front() {
             return Some(refusal);
         }
-        while let Some(key) = self.queue.pop_front() {
+        for _ in 0..self.queue.len() {
+            let key = self.queue.pop_front()?;
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.is_queued = false;
             let said = connection.say(room);
