@@ -9,7 +9,7 @@ mod calls;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
@@ -48,13 +48,15 @@ pub(crate) struct Confinement {
 }
 
 impl Confinement {
-    /// A worker's: it writes below `store`, reads nothing else, and starts nothing. It calls nobody but by sockets of `family`, which are a cache's.
-    pub(crate) fn of_worker(store: &Path, family: Option<i32>) -> Result<Confinement> {
+    /// A worker's: it writes below `places`, reads nothing else, and starts nothing. It calls nobody but by sockets of `family`, which are a cache's.
+    pub(crate) fn of_worker(places: &[PathBuf], family: Option<i32>) -> Result<Confinement> {
         let all = AccessFs::from_all(RULES);
         let inside = all & !(AccessFs::Execute | AccessFs::IoctlDev);
-        let root = PathFd::new(store).map_err(failed("open the image store"))?;
-        let paths = Ruleset::default().handle_access(all).and_then(Ruleset::create);
-        let paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, inside)));
+        let mut paths = Ruleset::default().handle_access(all).and_then(Ruleset::create);
+        for place in places {
+            let root = PathFd::new(place).map_err(failed("open the image store"))?;
+            paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, inside)));
+        }
         Confinement::new(None, UNPACKING, paths, calls::worker(family))
     }
 

@@ -92,6 +92,13 @@ fn seal(mut request: Request, silence: Duration, out: &Path, manifest: &str) -> 
     let Pulled { image, manifest: bytes } = pull_now(&request, silence, Then::GoOn)?;
     let diff_ids =
         image.config.rootfs().diff_ids().iter().map(|id| reference::sha256(id)).collect::<Result<Vec<_>>>()?;
+    let is_known =
+        |verity: &Verity| known.iter().any(|known| known.verity == *verity && diff_ids.contains(&known.diff_id));
+    if let Some(verity) = image.ready.values().find(|verity| !is_known(verity)) {
+        return Err(Error::bad_image(format!(
+            "the image says of a layer that it is {verity}, which is another's: seal one without annotations"
+        )));
+    }
     let encrypted = encrypted(&bytes, &diff_ids)?;
     for layer in image.layers.iter().filter(|layer| !image.ready.contains_key(*layer)) {
         let diff_id = diff_ids.iter().find(|id| layer.ends_with(hex::encode(id)));
@@ -186,7 +193,10 @@ fn annotate(manifest: &[u8], layers: impl Iterator<Item = Option<Verity>>) -> Re
     let descriptors = manifest.pointer_mut("/layers").and_then(Value::as_array_mut).into_iter().flatten();
     for (descriptor, verity) in descriptors.zip(layers) {
         to_oci(descriptor);
-        let (Some(verity), Some(fields)) = (verity, descriptor.as_object_mut()) else { continue };
+        let Some(fields) = descriptor.as_object_mut() else { continue };
+        // What somebody else said of it was not looked at.
+        fields.get_mut("annotations").and_then(Value::as_object_mut).map(|all| all.remove(LAYER_ANNOTATION));
+        let Some(verity) = verity else { continue };
         let annotations = fields.entry("annotations").or_insert_with(|| Value::Object(Default::default()));
         if let Some(annotations) = annotations.as_object_mut() {
             annotations.insert(LAYER_ANNOTATION.into(), verity.to_string().into());
@@ -214,4 +224,25 @@ fn nonsense(error: serde_json::Error) -> Error {
 /// The reference, without a digest: the manifest has a new one.
 fn tagged(reference: &str) -> &str {
     reference.split_once('@').map_or(reference, |(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_manifest_says_of_its_layers_what_was_made_of_them_and_nothing_else() {
+        let verity = Verity { root: [7; 32], blocks: 3 };
+        let foreign = json!({ LAYER_ANNOTATION: "sha256:00;blocks=1", "kept": "k" });
+        let manifest = json!({ "layers": [{ "annotations": foreign.clone() }, { "annotations": foreign }, {}] });
+        let annotated = annotate(manifest.to_string().as_bytes(), [None, Some(verity), None].into_iter()).unwrap();
+        let annotated: Value = serde_json::from_slice(&annotated).unwrap();
+        let expected = [
+            json!({ "annotations": { "kept": "k" } }),
+            json!({ "annotations": { "kept": "k", LAYER_ANNOTATION: verity.to_string() } }),
+            json!({}),
+        ];
+        assert_eq!(annotated["layers"], Value::from(expected.to_vec()));
+    }
 }

@@ -46,6 +46,11 @@ impl Store {
         self.root.join("partial")
     }
 
+    /// All that a pull writes to. What lies beside them in the store is who mounts it's affair.
+    pub(crate) fn places(&self) -> [PathBuf; 2] {
+        [self.partial(), layers(&self.root)]
+    }
+
     /// Nobody makes or sweeps partial layers while this is held: one that is not locked yet looks abandoned.
     fn lock(&self) -> Result<File> {
         let fail = |error| Error::system("lock the image store", error);
@@ -119,7 +124,7 @@ impl Store {
 
     /// Where a ready-made layer is to be mounted.
     pub(crate) fn ready(&self, verity: &Verity) -> PathBuf {
-        ready(&self.root).join(verity.root_hash())
+        ready(&self.root, verity)
     }
 }
 
@@ -128,9 +133,9 @@ pub(crate) fn layers(root: &Path) -> PathBuf {
     root.join("layers")
 }
 
-/// Where ready-made layers are mounted.
-pub(crate) fn ready(root: &Path) -> PathBuf {
-    root.join("ready")
+/// Where a ready-made layer is mounted in the store `root`. One that is said to end elsewhere is another one.
+pub(crate) fn ready(root: &Path, verity: &Verity) -> PathBuf {
+    root.join("ready").join(format!("{}-{}", verity.root_hash(), verity.blocks))
 }
 
 impl Partial {

@@ -85,7 +85,7 @@ pub(crate) fn pull_now(asked: &Request, silence: Duration, then: Then) -> Result
     tell(&Event::Resolving);
     let store = Store::open(&request.store)?;
     let cache = Cache::of(&request, tell)?;
-    let confinement = Arc::new(Confinement::of_worker(&request.store, cache.family())?);
+    let confinement = Arc::new(Confinement::of_worker(&store.places(), cache.family())?);
     let of_threads = confinement.clone();
     let begin = move || of_threads.thread().unwrap_or_else(give_up);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(begin).build();

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use nacre_pull::Image;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::flight::AT_ONCE;
 use super::pull::lock;
@@ -19,7 +19,7 @@ pub(super) struct Layers {
     store: PathBuf,
     users: Mutex<HashMap<PathBuf, usize>>,
     /// Each pull has one of its permits; who has all knows that none runs.
-    running: Semaphore,
+    running: Arc<Semaphore>,
 }
 
 /// An image, whose layers stay while it is there.
@@ -33,12 +33,12 @@ pub struct Pulled {
 impl Layers {
     /// Nobody uses the layers of `store` yet.
     pub(super) fn new(store: PathBuf) -> Arc<Layers> {
-        Arc::new(Layers { store, users: Mutex::default(), running: Semaphore::new(AT_ONCE) })
+        Arc::new(Layers { store, users: Mutex::default(), running: Arc::new(Semaphore::new(AT_ONCE)) })
     }
 
     /// While a pull holds this, and until its image is held, no layer goes.
-    pub(super) async fn pulling(&self) -> Option<SemaphorePermit<'_>> {
-        self.running.acquire().await.ok() // it is never closed
+    pub(super) async fn pulling(&self) -> Option<OwnedSemaphorePermit> {
+        self.running.clone().acquire_owned().await.ok() // it is never closed
     }
 
     /// The image has a user from now on.
@@ -52,9 +52,11 @@ impl Layers {
 
     /// Removes what nobody uses, once no pull runs. Says whether there was something.
     pub(super) async fn collect(self: &Arc<Self>) -> bool {
-        let _alone = self.running.acquire_many(AT_ONCE as u32).await;
+        let alone = self.running.clone().acquire_many_owned(AT_ONCE as u32).await;
         let layers = self.clone();
+        // It goes on to its end also when nobody waits for it any more, and no pull begins before that.
         let collecting = tokio::task::spawn_blocking(move || {
+            let _alone = alone;
             let used: HashSet<PathBuf> = lock(&layers.users).keys().cloned().collect();
             nacre_pull::client::collect(&layers.store, &used)
         });

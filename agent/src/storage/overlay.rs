@@ -37,7 +37,7 @@ pub fn mount(
         layers => layers.iter().rev().map(PathBuf::as_path).collect(),
     };
     let mounted = match by_parts(&lower, &upper, &work, target) {
-        // Before Linux 6.7 there is no `lowerdir+`; and a path of 256 bytes is too long for it.
+        // Before Linux 6.7 there is no `lowerdir+`.
         Err(Errno::INVAL | Errno::NOSYS) => at_once(&lower, scratch, target),
         other => other.map_err(io::Error::from),
     };
@@ -49,7 +49,9 @@ fn by_parts(lower: &[&Path], upper: &Path, work: &Path, target: &Directory) -> R
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&overlay, "source", "overlay")?;
     for layer in lower {
-        fsconfig_set_string(&overlay, "lowerdir+", *layer)?;
+        // A worker that an image has taken over may have left a link in its place.
+        let layer = Directory::open(layer)?;
+        fsconfig_set_string(&overlay, "lowerdir+", layer.path())?;
     }
     fsconfig_set_string(&overlay, "upperdir", upper)?;
     fsconfig_set_string(&overlay, "workdir", work)?;
@@ -190,6 +192,18 @@ mod tests {
         on_tmpfs(&name, |place| {
             place.mount(&place.layers(3)).unwrap();
             place.check(3);
+        });
+    }
+
+    #[test]
+    fn a_link_in_a_layers_place_is_not_followed() {
+        on_tmpfs("a", |place| {
+            let link = place.dir.join("link");
+            std::os::unix::fs::symlink("/etc", &link).unwrap();
+            assert!(place.mount(std::slice::from_ref(&link)).is_err());
+            fs::remove_dir_all(place.dir.join("scratch/upper")).unwrap();
+            fs::remove_dir_all(place.dir.join("scratch/work")).unwrap();
+            assert!(place.mount_at_once(&[link]).is_err());
         });
     }
 

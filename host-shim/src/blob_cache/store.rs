@@ -21,6 +21,9 @@ use crate::size::Size;
 /// What part of the cache's size one pod may have on its way at once; also the largest blob.
 const PART: u64 = 4;
 
+/// What the smallest blob counts for: it takes a block and an inode, and the time in which all are listed.
+const LEAST: u64 = 64 << 10;
+
 /// Where blobs are had, and kept.
 #[derive(Debug)]
 pub struct Store {
@@ -86,6 +89,9 @@ impl Store {
         let kept = self.kept.as_ref().ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
         let dir = File::open(blobs(&kept.dir))?;
         flock(&dir, FlockOperation::LockExclusive)?;
+        if place(&kept.dir, digest).exists() {
+            return Ok(());
+        }
         kept.make_room(size)?;
         let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
         match linkat(CWD, unnamed, CWD, place(&kept.dir, digest), AtFlags::SYMLINK_FOLLOW) {
@@ -114,13 +120,13 @@ impl Kept {
             let entry = entry?;
             // What has just gone is no longer counted.
             if let Some(meta) = entry.metadata().ok().filter(fs::Metadata::is_file) {
-                all.push((meta.modified()?, meta.len(), entry.path()));
+                all.push((meta.modified()?, meta.len().max(LEAST), entry.path()));
             }
         }
         let mut total: u64 = all.iter().map(|(_, length, _)| length).sum();
         all.sort_unstable();
         for (_, length, path) in all {
-            if total.saturating_add(size) <= self.limit {
+            if total.saturating_add(size.max(LEAST)) <= self.limit {
                 break;
             }
             match fs::remove_file(path) {
@@ -168,13 +174,16 @@ mod tests {
     #[test]
     fn the_least_recently_used_goes_first() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(Some((dir.path(), "100".parse().unwrap())), &[]).unwrap();
+        // Two fit, for each counts for more than it has.
+        let store = Store::open(Some((dir.path(), "150K".parse().unwrap())), &[]).unwrap();
         let [a, b] = [[1; 40], [2; 40]].map(|bytes| put(&store, &bytes));
         for (digest, age) in [(a, 20), (b, 10)] {
             let file = File::options().write(true).open(place(dir.path(), digest)).unwrap();
             file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
         }
         assert!(store.find(a, 40).is_some());
+        put(&store, &[1; 40]); // what is there takes no other's place
+        assert!(place(dir.path(), b).exists());
         let c = put(&store, &[3; 40]);
         assert!(store.find(b, 40).is_none() && store.find(a, 40).is_some() && store.find(c, 40).is_some());
     }

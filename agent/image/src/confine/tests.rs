@@ -42,7 +42,7 @@ const REFUSED: i32 = 41;
 fn confined() {
     let var = |name: &str| std::env::var(name).unwrap();
     let confinement = match var("CONFINED_AS").as_str() {
-        "worker" | "late thread" => Confinement::of_worker(Path::new("store"), None),
+        "worker" | "late thread" => Confinement::of_worker(&["store".into()], None),
         "server" => Confinement::of_server(None),
         "skopeo" => Confinement::of_skopeo(Some(65534), None),
         "skopeo with an archive" => Confinement::of_skopeo(None, Some(Path::new("store"))),

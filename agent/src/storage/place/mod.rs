@@ -12,13 +12,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use rustix::mount::{MountFlags, mount};
 use tokio::sync::watch;
 
 use crate::config::image_store::ImageStore;
+use crate::storage::pull::lock;
 
 /// Shares of the guest's memory, in percent, that a tmpfs or zram may take.
 const MOST_OF_MEMORY: u64 = 80;
@@ -78,7 +78,7 @@ pub struct Setup(watch::Sender<Option<Result<Arc<Medium>, Arc<Error>>>>);
 struct Medium {
     /// The file system, if it is one of a block device.
     root: Option<File>,
-    lost: AtomicBool,
+    lost: Mutex<bool>,
     _device: Option<Device>,
 }
 
@@ -114,10 +114,7 @@ impl Place {
 
     /// Returns when layers can be kept there.
     pub async fn ready(&self) -> Result<(), Arc<Error>> {
-        match self.medium().await?.lost.load(Relaxed) {
-            true => Err(Error::Lost.into()),
-            false => Ok(()),
-        }
+        if *lock(&self.medium().await?.lost) { Err(Error::Lost.into()) } else { Ok(()) }
     }
 
     /// Returns when what was written until now is there for good. A disk that fails may lose what the kernel writes late: files would then
@@ -187,17 +184,19 @@ impl Medium {
         mount(&path, at, "ext4", FLAGS, EXT4_OPTIONS)
             .map_err(|error| Error::system("mount (ext4)", path.display(), error))?;
         let root = File::open(at).map_err(|error| Error::system("open", at.display(), error))?;
-        Ok(Medium { root: Some(root), lost: AtomicBool::new(false), _device: Some(device) })
+        Ok(Medium { root: Some(root), lost: Mutex::default(), _device: Some(device) })
     }
 
     /// The kernel tells each failure once; from then on it is remembered here.
     fn keep(&self) -> Result<(), Error> {
         let Some(root) = &self.root else { return Ok(()) };
+        // One at a time, so that nobody asks between the kernel's telling and our remembering.
+        let mut lost = lock(&self.lost);
         if let Err(error) = rustix::fs::syncfs(root) {
+            *lost = true;
             tracing::error!(%error, "the image store lost what was written to it");
-            self.lost.store(true, Relaxed);
         }
-        if self.lost.load(Relaxed) { Err(Error::Lost) } else { Ok(()) }
+        if *lost { Err(Error::Lost) } else { Ok(()) }
     }
 }
 

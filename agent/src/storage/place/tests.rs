@@ -35,7 +35,7 @@ async fn a_place_that_is_never_set_up_ends_the_wait() {
 
 #[tokio::test]
 async fn what_was_lost_once_is_never_trusted_again() {
-    let medium = Medium { root: Some(File::open("/").unwrap()), lost: AtomicBool::new(true), _device: None };
+    let medium = Medium { root: Some(File::open("/").unwrap()), lost: Mutex::new(true), _device: None };
     assert!(matches!(medium.keep(), Err(Error::Lost)));
     let place = Place(watch::channel(Some(Ok(Arc::new(medium)))).1);
     assert!(matches!(*place.ready().await.unwrap_err(), Error::Lost));
