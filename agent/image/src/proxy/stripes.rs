@@ -31,7 +31,7 @@ const CHUNK: usize = 64 << 10;
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
 /// What comes as fast as this, in bytes a second, is not slow: unpacking is no faster.
-const FAST: f64 = 128e6;
+const FAST: f64 = 100e6;
 
 /// How often a blob is tried to be had over several connections.
 const MOST_TRIES: u32 = 3;
@@ -94,7 +94,8 @@ impl Pace {
         if passed < LOOK_EVERY || self.tries >= MOST_TRIES {
             return false;
         }
-        let slow = self.waited > passed / 2 && (self.bytes as f64) < FAST * passed.as_secs_f64();
+        // A processor that is busy elsewhere makes us wait, too, but not as much.
+        let slow = self.waited > passed * 3 / 4 && (self.bytes as f64) < FAST * passed.as_secs_f64();
         *self = Pace { tries: self.tries, ..Pace::begin() };
         slow
     }
