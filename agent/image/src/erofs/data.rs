@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::format::{BLOCK, HOLE, SLOT};
+use super::format::{BLOCK, HOLE, SLOT, XATTR_HEADER};
 use crate::error::{Error, Result};
 use crate::ready::MAX_BLOCKS;
 
@@ -133,7 +133,8 @@ impl<'a> Data<'a> {
 
     /// Adds the table of inodes. Returns its address.
     pub(super) fn table(&mut self, table: &Table) -> Result<u32> {
-        let start = self.take(table.end.div_ceil(BLOCK as u64))?;
+        // fsck.erofs reads the head of attributes behind each inode, also one that has none.
+        let start = self.take((table.end + XATTR_HEADER as u64).div_ceil(BLOCK as u64))?;
         table.file.set_len(table.end).map_err(fail("write the table of inodes"))?;
         let mut buffer = std::mem::take(&mut self.buffer);
         for offset in (0..table.end).step_by(PIECE) {

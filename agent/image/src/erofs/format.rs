@@ -24,7 +24,7 @@ const MTIME: u32 = 1 << 1;
 const CHUNKED_FILES: u32 = 1 << 2;
 
 /// The fixed part of an inode's extended attributes, and the most that there may be, which an inode counts in 16 bits by 4 bytes.
-const XATTR_HEADER: usize = 12;
+pub(super) const XATTR_HEADER: usize = 12;
 const MAX_XATTRS: usize = XATTR_HEADER + 4 * (u16::MAX as usize - 1);
 
 /// Attributes by the number of their prefix. Of the two access lists the prefix is the whole name.

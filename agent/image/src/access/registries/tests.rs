@@ -239,7 +239,7 @@ proptest! {
     #[test]
     fn any_rule_leads_to_its_location_or_nowhere(
         prefix in r"(\*\.)?[ab]\.[ab](:1)?(/[ab]){0,2}(:[ab])?", location in "m.io(/[ab]){0,2}(:[ab])?",
-        name in "([ab].){1,2}[ab](:1)?(/[ab]){1,3}(:[ab])?",
+        name in r"([ab]\.){1,2}[ab](:1)?(/[ab]){1,3}(:[ab])?",
     ) {
         if let Ok(registries) = Registries::parse(&rule(&prefix, &location)) {
             let asked = Name::parse(&name).map(|name| name.versioned().to_string());
