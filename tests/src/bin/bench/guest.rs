@@ -60,7 +60,7 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
 
 impl Bench<'_> {
     fn push(&self, name: &str, image: &Image) -> Result<PathBuf> {
-        let layout = self.dir.path().join(name);
+        let layout = self.dir.path().join(name.replace(':', "-"));
         let written = image.write(&layout)?;
         eprintln!("{name}: {}", json!({ "layers": written.layers.len(), "bytes": written.bytes }));
         self.registry.push(&layout, name, None)?;
