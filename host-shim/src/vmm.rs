@@ -48,8 +48,7 @@ impl Disk {
     /// the host fails, the guest is told: by default QEMU would stop it until somebody comes.
     fn arguments(&self) -> [String; 4] {
         let (serial, read_only) = (&self.serial, if self.read_only { "on" } else { "off" });
-        // A comma ends a value there, and two are one.
-        let path = self.path.display().to_string().replace(',', ",,");
+        let path = value(&self.path);
         [
             "-drive".into(),
             format!(
@@ -59,6 +58,11 @@ impl Disk {
             format!("virtio-blk-device,drive=disk-{serial},serial={serial}"),
         ]
     }
+}
+
+/// A path as an option's value: a comma ends one there, and two are one.
+fn value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 /// What a VM is to be.
@@ -134,7 +138,7 @@ impl VmSpec {
             "-serial",
             "stdio",
             "-chardev",
-            &format!("socket,id=vsock,path={}", path(&self.vhost_socket()).replace(',', ",,")),
+            &format!("socket,id=vsock,path={}", value(&self.vhost_socket())),
             "-device",
             "vhost-user-vsock-device,chardev=vsock",
             "-netdev",

@@ -12,7 +12,8 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
+    ABI, Access as _, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated,
+    RulesetCreatedAttr as _,
 };
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -52,46 +53,28 @@ impl Confinement {
     pub(crate) fn of_worker(places: &[PathBuf], family: Option<i32>) -> Result<Confinement> {
         let all = AccessFs::from_all(RULES);
         let inside = all & !(AccessFs::Execute | AccessFs::IoctlDev);
-        let mut paths = Ruleset::default().handle_access(all).and_then(Ruleset::create);
-        for place in places {
-            let root = PathFd::new(place).map_err(failed("open the image store"))?;
-            paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, inside)));
-        }
-        Confinement::new(None, UNPACKING, paths, calls::worker(family))
+        Confinement::new(None, UNPACKING, only(all, inside, places)?, calls::worker(family))
     }
 
-    /// A server's: it writes nothing, and is `user` from now on. One that stays root may read what is somebody's.
+    /// A server's: it writes nothing, and is `user` from now on.
     pub(crate) fn of_server(user: Option<u32>) -> Result<Confinement> {
-        let capabilities = if user.is_some() { CapabilitySet::empty() } else { CapabilitySet::DAC_READ_SEARCH };
         let written = AccessFs::from_write(RULES) | AccessFs::Execute;
-        let paths = Ruleset::default().handle_access(written).and_then(Ruleset::create);
-        Confinement::new(user, capabilities, paths, calls::server())
+        Confinement::new(user, reading(user), only(written, written, None::<&Path>)?, calls::server())
     }
 
     /// skopeo's, in a server's place: as a server, but that it may begin programs in its own place, which are as confined, and write below `scratch`.
     pub(crate) fn of_skopeo(user: Option<u32>, scratch: Option<&Path>) -> Result<Confinement> {
-        let capabilities = if user.is_some() { CapabilitySet::empty() } else { CapabilitySet::DAC_READ_SEARCH };
         let written = AccessFs::from_write(RULES);
-        let mut paths = Ruleset::default().handle_access(written).and_then(Ruleset::create);
-        if let Some(scratch) = scratch {
-            let root = PathFd::new(scratch).map_err(failed("open the scratch directory"))?;
-            paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, written)));
-        }
-        Confinement::new(user, capabilities, paths, calls::skopeo())
+        Confinement::new(user, reading(user), only(written, written, scratch)?, calls::skopeo())
     }
 
     fn new(
         user: Option<u32>,
         capabilities: CapabilitySet,
-        paths: std::result::Result<RulesetCreated, landlock::RulesetError>,
+        paths: RulesetCreated,
         filters: std::result::Result<[BpfProgram; 2], seccompiler::BackendError>,
     ) -> Result<Confinement> {
-        Ok(Confinement {
-            user,
-            capabilities,
-            paths: paths.map_err(failed("prepare Landlock"))?,
-            filters: filters.map_err(failed("prepare seccomp"))?,
-        })
+        Ok(Confinement { user, capabilities, paths, filters: filters.map_err(failed("prepare seccomp"))? })
     }
 
     /// Confines the first thread, and limits the process.
@@ -115,6 +98,25 @@ impl Confinement {
         paths.restrict_self().map_err(failed("enter Landlock"))?; // a kernel without it changes nothing
         self.filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter)).map_err(failed("enter seccomp"))
     }
+}
+
+/// Of what is `handled`, only `allowed`, and that below `places`.
+fn only(
+    handled: BitFlags<AccessFs>,
+    allowed: BitFlags<AccessFs>,
+    places: impl IntoIterator<Item = impl AsRef<Path>>,
+) -> Result<RulesetCreated> {
+    let mut paths = Ruleset::default().handle_access(handled).and_then(Ruleset::create);
+    for place in places {
+        let root = PathFd::new(place).map_err(failed("open where it may write"))?;
+        paths = paths.and_then(|paths| paths.add_rule(PathBeneath::new(root, allowed)));
+    }
+    paths.map_err(failed("prepare Landlock"))
+}
+
+/// One that stays root may read what is somebody's.
+fn reading(user: Option<u32>) -> CapabilitySet {
+    if user.is_some() { CapabilitySet::empty() } else { CapabilitySet::DAC_READ_SEARCH }
 }
 
 fn failed<E: std::fmt::Display>(act: &'static str) -> impl Fn(E) -> Error {

@@ -4,11 +4,12 @@
 //! host's socket is told by an edge-triggered epoll and remembered here until it is used up.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::epoll::EventFlags;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::packet::{Head, NEITHER, NO_RECEIVE, NO_SEND, op};
 
@@ -196,21 +197,16 @@ impl Connection {
 
     /// Passes on what the host's program takes.
     fn flush(&mut self) {
-        while self.writable && !self.pending.is_empty() {
-            let (piece, _) = self.pending.as_slices();
-            match self.stream.write(piece) {
-                Ok(taken) => {
-                    self.pending.drain(..taken);
-                    self.forwarded = self.forwarded.wrapping_add(taken as u32);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.writable = false,
+        if self.writable {
+            let before = self.pending.len();
+            match pass(&mut self.stream, &mut self.pending) {
+                Ok(writable) => self.writable = writable,
                 Err(_) => self.host_gone = true,
             }
             if self.host_gone {
-                self.forwarded = self.forwarded.wrapping_add(self.pending.len() as u32);
                 self.pending.clear();
             }
+            self.forwarded = self.forwarded.wrapping_add((before - self.pending.len()) as u32);
         }
         // Once: each time would be another edge.
         if self.guest_ended && !self.end_passed && self.pending.is_empty() {
@@ -294,21 +290,25 @@ impl Connection {
         if room.is_empty() {
             return None;
         }
-        match retry(|| self.stream.read(room)) {
+        match retry_on_intr(|| rustix::io::read(&self.stream, &mut *room)) {
             Ok(0) => self.host_ended = true,
             Ok(length) => return Some(length),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+            Err(Errno::AGAIN) => self.readable = false,
             Err(_) => (self.host_ended, self.host_gone) = (true, true),
         }
         None
     }
 }
 
-fn retry(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match read() {
+/// Passes on what the host's program takes of `pending`. Whether it took all of it, and so may take more.
+pub(super) fn pass(stream: &mut UnixStream, pending: &mut VecDeque<u8>) -> io::Result<bool> {
+    while !pending.is_empty() {
+        match stream.write(pending.as_slices().0) {
+            Ok(taken) => drop(pending.drain(..taken)),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            other => return other,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
         }
     }
+    Ok(true)
 }

@@ -17,10 +17,10 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, anyhow};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::EventSet;
 
-use self::device::{Device, SOCKETS};
+use self::device::{Device, Memory, SOCKETS};
 use self::muxer::Muxer;
 
 /// The guest's CID: it has its device for itself.
@@ -42,7 +42,7 @@ impl Vsock {
         let listener = UnixListener::bind(socket).with_context(|| format!("listen on {}", socket.display()))?;
         let muxer = Muxer::new(path, GUEST).with_context(|| format!("listen on {}", path.display()))?;
         let sockets = muxer.epoll().as_raw_fd();
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let memory = Memory::new(GuestMemoryMmap::new());
         let device = Arc::new(Mutex::new(Device::new(muxer, GUEST, memory.clone())));
         let mut daemon = VhostUserDaemon::new("vsock".into(), device, memory)
             .map_err(|error| anyhow!("make a vsock device: {error}"))?;

@@ -4,7 +4,7 @@
 //! calls the host's port `N`, the socket beside the VM's that ends in `_N` is called.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketT
 
 use nacre_protocol::address::CID_HOST;
 
-use super::connection::{BUFFER, Connection, Then};
+use super::connection::{BUFFER, Connection, Then, pass};
 use super::packet::{Head, STREAM, op};
 
 /// The most connections; who asks for more is refused.
@@ -197,16 +197,8 @@ impl Muxer {
 
     /// Passes on what the program takes, and keeps the rest for later.
     fn pass(&mut self, port: u32, mut stream: UnixStream, mut rest: VecDeque<u8>) {
-        while !rest.is_empty() {
-            match stream.write(rest.as_slices().0) {
-                Ok(taken) => drop(rest.drain(..taken)),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.loose.insert(port, Loose::Rest(stream, rest));
-                    return;
-                }
-                Err(_) => return, // it has gone
-            }
+        if matches!(pass(&mut stream, &mut rest), Ok(false)) {
+            self.loose.insert(port, Loose::Rest(stream, rest));
         }
     }
 

@@ -11,7 +11,6 @@ use nacre_tests::image::{Compression, Image, Layer, busybox, replace_manifest};
 use nacre_tests::registry::Registry;
 use nacre_tests::{demo_image, dist};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::{Measured, pull, succeed};
 
@@ -136,15 +135,10 @@ fn large() -> Result<Image> {
     for layer in 0..LAYERS {
         let mut archive = Layer::default();
         for file in 0..FILES {
-            archive = archive.file(&format!("d{layer}/f{file}"), 0o644, &half(layer * FILES + file))?;
+            archive =
+                archive.file(&format!("d{layer}/f{file}"), 0o644, &pull::half_noise(layer * FILES + file, 1 << 20))?;
         }
         image = image.layer(archive.finish()?, Compression::Gzip);
     }
     Ok(image)
-}
-
-/// A mebibyte of numbers and zeros by turns.
-fn half(seed: u64) -> Vec<u8> {
-    let block = |block: u64| -> [u8; 32] { Sha256::digest((seed << 32 | block).to_le_bytes()).into() };
-    (0..16_384).flat_map(|number| block(number).into_iter().chain([0; 32])).collect()
 }

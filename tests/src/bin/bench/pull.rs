@@ -311,7 +311,8 @@ fn one_large(dir: &Path) -> Result<Written> {
     Image::new(json!({})).layer(layer.finish()?, Compression::Gzip).write(dir)
 }
 
-fn half_noise(number: u64, length: u64) -> Vec<u8> {
+/// Numbers and zeros by turns, which shrink to a half, as programs and their data do. `number` tells one such content from another.
+pub(crate) fn half_noise(number: u64, length: u64) -> Vec<u8> {
     let block = |block: u64| {
         let digest: [u8; 32] = Sha256::digest((number << 32 | block).to_le_bytes()).into();
         digest.into_iter().chain([0; 32])
