@@ -1,13 +1,13 @@
 //! One layer, from the registry into the store.
 //!
-//! Two threads of the layer's own do it: one reads the blob from a pipe, hashes and decompresses it, the other hashes and unpacks what comes.
-//! Between them a few pieces go round, no more: that bounds the memory of a pull whatever the size of its layers.
+//! A thread of the layer's own reads the blob from a pipe, hashes and decompresses it, hashes and unpacks what comes, a piece at a time: that
+//! bounds the memory of a pull whatever the size of its layers. While there are fewer such threads than keep the processors busy, another one does the first half.
 
 use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nacre_protocol::disk::LAYER_ANNOTATION;
 use oci_spec::image::{Descriptor, ImageManifest};
@@ -20,7 +20,7 @@ use crate::reference::{self, Sha256};
 use crate::registry::Registry;
 use crate::space::Budget;
 use crate::store::{Partial, Store};
-use crate::stream::{Counted, Decoder, Filler, Hashed, Pieces, Watched, belt};
+use crate::stream::{Counted, Decoder, Hashed, Pieces, Watched, Workers, in_pieces};
 use crate::unpack;
 
 /// The most layers of an image, which is what overlayfs takes. Docker's engine stops at 127, other builders do not.
@@ -136,13 +136,14 @@ impl Layer {
         (registry, cache): (&Registry, &Cache),
         store: &Store,
         budget: &Budget,
+        workers: &Arc<Workers>,
         arrived: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<PathBuf> {
         let about = |error: Error| error.context(format!("layer {}", self.blob.digest()));
         let arrived = Arc::new(Arrived { most: AtomicU64::new(0), tell: arrived });
         let cached = cache.attempt(&self.blob, self.lock.is_some(), async |bytes| {
             let drawn = budget.part();
-            let (partial, pass, _) = self.pass(bytes, None, store, drawn.clone(), arrived.clone()).await?;
+            let (partial, pass, _) = self.pass((bytes, None), store, drawn.clone(), workers, arrived.clone()).await?;
             let judged = self.judge(pass, std::future::ready(Ok(()))).await;
             judged.and_then(|()| store.keep(partial, &self.diff_id)).inspect_err(|_| drawn.give_back())
         });
@@ -151,7 +152,7 @@ impl Layer {
             ControlFlow::Continue(wanted) => wanted,
         };
         let (bytes, ended) = registry.blob(&self.blob).await.map_err(about)?;
-        let (partial, pass, offered) = self.pass(bytes, wanted, store, budget.part(), arrived).await?;
+        let (partial, pass, offered) = self.pass((bytes, wanted), store, budget.part(), workers, arrived).await?;
         self.judge(pass, ended).await.map_err(about)?;
         cache.offered(&self.blob, offered);
         store.keep(partial, &self.diff_id)
@@ -160,16 +161,16 @@ impl Layer {
     /// One pass over its bytes, on threads that may wait for them; and how it went to offer them to the cache.
     async fn pass<F: Fn(u64) + Send + Sync + 'static>(
         &self,
-        bytes: io::Take<Watched>,
-        wanted: Option<Offer>,
+        (bytes, wanted): (io::Take<Watched>, Option<Offer>),
         store: &Store,
         budget: Budget,
+        workers: &Arc<Workers>,
         arrived: Arc<Arrived<F>>,
     ) -> Result<(Partial, Pass, io::Result<()>)> {
-        let (partial, lock, digest) = (store.begin()?, self.lock.clone(), self.digest);
+        let (partial, lock, digest, workers) = (store.begin()?, self.lock.clone(), self.digest, workers.clone());
         let unpacking = tokio::task::spawn_blocking(move || {
             let mut source = Told { inner: Offered::new(bytes, wanted), arrived, bytes: 0 };
-            let pass = Pass::over(&mut source, lock.as_deref(), &partial.root(), budget);
+            let pass = Pass::over(&mut source, lock.as_deref(), &partial.root(), budget, &workers);
             let offered = source.inner.finish(pass.digest == digest);
             (partial, pass, offered)
         });
@@ -214,53 +215,53 @@ struct Pass {
 }
 
 impl Pass {
-    /// One thread hashes and decompresses, this one hashes and unpacks what comes. The blob is read to its end even when the archive is bad, for
-    /// only the digest tells whose fault that is. When the fault is ours, nothing is to be told, and the reading stops.
-    fn over(source: impl Read + Send, lock: Option<&Lock>, root: &Path, budget: Budget) -> Pass {
-        let (filler, pieces) = belt();
-        let ours = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let decompressing = scope.spawn(|| {
-                let mut source = Hashed::new(source);
-                let sealed = decompress(&mut source, lock, budget, filler);
-                let rest = if ours.load(Relaxed) { Ok(0) } else { io::copy(&mut source, &mut io::sink()) };
-                (source.finish(), sealed.and(rest.map_err(|error| Error::reading("read it", error))))
-            });
-            let mut unpacked = decode(pieces, root);
-            ours.store(unpacked.as_ref().is_err_and(|error| error.kind != Kind::BadImage), Relaxed);
-            let ended = decompressing.join();
-            let ((digest, bytes), rest) = ended.unwrap_or_else(|_| {
-                unpacked = Err(Error::new(Kind::Internal, "a thread that decompresses has ended"));
-                (Default::default(), Ok(0))
-            });
-            if let Err(error) = rest {
-                unpacked = Err(error);
-            }
-            Pass { digest, bytes, unpacked }
-        })
+    /// The blob is read to its end even when the archive is bad, for only the digest tells whose fault that is. When the fault is ours, nothing is
+    /// to be told, and the reading stops.
+    fn over(source: impl Read + Send, lock: Option<&Lock>, root: &Path, budget: Budget, workers: &Workers) -> Pass {
+        let _busy = workers.one();
+        let mut source = Hashed::new(source);
+        let mut unpacked = Err(Error::new(Kind::Internal, "nothing was unpacked"));
+        let sealed = decompress(&mut source, lock, budget, |plain| {
+            unpacked = in_pieces(plain, workers, |pieces| decode(pieces, root));
+        });
+        let rest = if is_ours(&unpacked) { Ok(()) } else { drain(&mut source, "read it") };
+        let (digest, bytes) = source.finish();
+        Pass { digest, bytes, unpacked: sealed.and(rest).and(unpacked) }
     }
 }
 
-/// Decrypts and decompresses, and reads the blob to its end: only there it is known whether the key's owner has encrypted it.
-fn decompress(source: &mut (impl Read + Send), lock: Option<&Lock>, budget: Budget, filler: Filler) -> Result<()> {
+/// Whether something failed here, whatever the image is.
+fn is_ours<T>(unpacked: &Result<T>) -> bool {
+    unpacked.as_ref().is_err_and(|error| error.kind != Kind::BadImage)
+}
+
+fn drain(source: &mut impl Read, act: &str) -> Result<()> {
+    io::copy(source, &mut io::sink()).map(drop).map_err(|error| Error::reading(act, error))
+}
+
+/// Decrypts and decompresses for `take`, and reads the blob to its end: only there it is known whether the key's owner has encrypted it.
+fn decompress(
+    source: &mut (impl Read + Send),
+    lock: Option<&Lock>,
+    budget: Budget,
+    take: impl FnOnce(&mut (dyn Read + Send)),
+) -> Result<()> {
     let plain: Box<dyn Read + Send + '_> = match lock {
         None => Box::new(source),
         Some(Lock { layer, options }) => Box::new(layer.decrypter(options, source)?),
     };
     let mut counted = Counted::new(plain);
     match Decoder::new(&mut counted, budget.windows()) {
-        Ok(decoder) => filler.fill(Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 }),
-        Err(error) => filler.fill(Failing(Some(error))),
+        Ok(decoder) => take(&mut Limited { inner: decoder, budget, growth: GROWTH, unpacked: 0 }),
+        Err(error) => take(&mut Failing(Some(error))),
     }
     match lock {
         None => Ok(()),
-        Some(_) => {
-            io::copy(&mut counted, &mut io::sink()).map(drop).map_err(|error| Error::reading("decrypt it", error))
-        }
+        Some(_) => drain(&mut counted, "decrypt it"),
     }
 }
 
-fn decode(mut pieces: Pieces, root: &Path) -> Result<Sha256> {
+fn decode(mut pieces: Pieces<'_, '_>, root: &Path) -> Result<Sha256> {
     unpack::unpack(&mut pieces, root)?;
     // What follows the archive's end counts for the DiffID, too.
     pieces.finish().map_err(|error| Error::reading("decompress it", error))

@@ -1,8 +1,11 @@
-//! A layer's bytes on their way: from the registry, hashed as they come, decompressed by one thread, hashed again and unpacked by another.
+//! A layer's bytes on their way: from the registry, hashed as they come, decompressed, hashed again and unpacked, by one thread or by two.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use flate2::bufread::MultiGzDecoder;
@@ -92,54 +95,120 @@ impl Read for Watched {
 const PIECE: usize = 128 << 10;
 const PIECES: usize = 4;
 
-/// Two threads' ends of a belt of pieces. They go round: what has been read is filled again.
-pub(crate) fn belt() -> (Filler, Pieces) {
-    let (full, to_read) = sync_channel(PIECES);
-    let (empty, to_fill) = sync_channel(PIECES);
-    for _ in 0..PIECES {
-        let _ = empty.send(Vec::with_capacity(PIECE)); // there is room for each
-    }
-    (Filler { full, to_fill }, Pieces { to_read, empty, piece: Vec::new(), at: 0, hash: Sha256::new() })
+/// The threads that unpack the layers of an image: as many as there are layers on their way, or as keep the processors busy.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    busy: AtomicUsize,
+    enough: usize,
 }
 
-/// The end at which pieces are filled.
+/// One of them. Dropping it lets another one work.
 #[derive(Debug)]
-pub(crate) struct Filler {
+pub(crate) struct Worker<'a>(&'a Workers);
+
+impl Workers {
+    /// One more than there are processors, for now and then one waits for another.
+    pub(crate) fn new() -> Workers {
+        Workers::of(1 + std::thread::available_parallelism().map_or(1, NonZero::get))
+    }
+
+    fn of(enough: usize) -> Workers {
+        Workers { busy: AtomicUsize::new(0), enough }
+    }
+
+    /// One more, however many there are.
+    pub(crate) fn one(&self) -> Worker<'_> {
+        self.busy.fetch_add(1, Relaxed);
+        Worker(self)
+    }
+
+    /// One more, if there are not enough.
+    fn another(&self) -> Option<Worker<'_>> {
+        let more = |busy| (busy < self.enough).then_some(busy + 1);
+        self.busy.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Worker(self))
+    }
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Runs `take` over what `reader` has, in pieces: read by the thread that takes them, and by another one as soon as there is one.
+pub(crate) fn in_pieces<T>(
+    reader: &mut (dyn Read + Send),
+    workers: &Workers,
+    take: impl FnOnce(Pieces<'_, '_>) -> T,
+) -> T {
+    std::thread::scope(|scope| {
+        take(Pieces { reader: Some(reader), workers, scope, belt: None, piece: Vec::new(), at: 0, hash: Sha256::new() })
+    })
+}
+
+/// The end of a belt at which pieces are filled. They go round: what has been read is filled again.
+struct Filler {
     full: SyncSender<io::Result<Vec<u8>>>,
     to_fill: Receiver<Vec<u8>>,
 }
 
+/// The end at which they are read.
+struct Belt {
+    to_read: Receiver<io::Result<Vec<u8>>>,
+    empty: SyncSender<Vec<u8>>,
+}
+
+fn belt() -> (Filler, Belt) {
+    let (full, to_read) = sync_channel(PIECES);
+    let (empty, to_fill) = sync_channel(PIECES);
+    for _ in 0..PIECES {
+        let _ = empty.send(Vec::new()); // there is room for each
+    }
+    (Filler { full, to_fill }, Belt { to_read, empty })
+}
+
 impl Filler {
     /// Sends all that `reader` has, and its error if it fails. Ends early when nobody reads any more.
-    pub(crate) fn fill(self, mut reader: impl Read) {
-        while let Ok(mut piece) = self.to_fill.recv() {
-            piece.resize(PIECE, 0); // which costs nothing once it has been full
-            let filled = match read_full(&mut reader, &mut piece) {
-                Ok(0) => return,
-                Ok(length) => {
-                    piece.truncate(length);
-                    Ok(piece)
-                }
-                Err(error) => Err(error),
-            };
-            let failed = filled.is_err();
-            if self.full.send(filled).is_err() || failed {
+    fn fill(self, reader: &mut dyn Read) {
+        while let Ok(piece) = self.to_fill.recv() {
+            let filled = fill(reader, piece);
+            let ended = filled.as_ref().map_or(true, Vec::is_empty);
+            if self.full.send(filled).is_err() || ended {
                 return;
             }
         }
     }
 }
 
-/// The end at which they are read, and hashed.
-pub(crate) struct Pieces {
-    to_read: Receiver<io::Result<Vec<u8>>>,
-    empty: SyncSender<Vec<u8>>,
+impl Belt {
+    /// The next piece, for one that has been read; an empty one at the end.
+    fn next(&self, read: Vec<u8>) -> io::Result<Vec<u8>> {
+        let _ = self.empty.try_send(read); // who fills no more does not need it, and one more than there were is too many
+        self.to_read.recv().unwrap_or_else(|_| Ok(Vec::new()))
+    }
+}
+
+/// Fills a piece, unless the stream ends.
+fn fill(mut reader: &mut dyn Read, mut piece: Vec<u8>) -> io::Result<Vec<u8>> {
+    piece.resize(PIECE, 0); // which costs nothing once it has been full
+    let length = read_full(&mut reader, &mut piece)?;
+    piece.truncate(length);
+    Ok(piece)
+}
+
+/// Pieces one after another, hashed.
+pub(crate) struct Pieces<'scope, 'env> {
+    /// Where they come from, until another thread reads it.
+    reader: Option<&'env mut (dyn Read + Send)>,
+    workers: &'env Workers,
+    scope: &'scope Scope<'scope, 'env>,
+    belt: Option<Belt>,
     piece: Vec<u8>,
     at: usize,
     hash: Sha256,
 }
 
-impl Pieces {
+impl Pieces<'_, '_> {
     /// Reads to the end and returns the digest of all that came.
     pub(crate) fn finish(mut self) -> io::Result<[u8; 32]> {
         while self.next()? {}
@@ -148,19 +217,35 @@ impl Pieces {
 
     /// Takes the next piece; false at the end.
     fn next(&mut self) -> io::Result<bool> {
-        let Ok(piece) = self.to_read.recv() else { return Ok(false) };
-        let piece = piece?;
-        self.hash.update(&piece);
-        let read = std::mem::replace(&mut self.piece, piece);
         self.at = 0;
-        if read.capacity() > 0 {
-            let _ = self.empty.send(read); // who fills no more does not need it
+        let read = std::mem::take(&mut self.piece);
+        self.get_help();
+        self.piece = match (&self.belt, &mut self.reader) {
+            (Some(belt), _) => belt.next(read)?,
+            (None, Some(reader)) => fill(reader, read)?,
+            (None, None) => Vec::new(),
+        };
+        self.hash.update(&self.piece);
+        Ok(!self.piece.is_empty())
+    }
+
+    /// Has another thread read from now on, if there is one.
+    fn get_help(&mut self) {
+        if self.reader.is_some()
+            && let Some(worker) = self.workers.another()
+            && let Some(reader) = self.reader.take()
+        {
+            let (filler, belt) = belt();
+            self.belt = Some(belt);
+            self.scope.spawn(move || {
+                let _busy = worker;
+                filler.fill(reader);
+            });
         }
-        Ok(true)
     }
 }
 
-impl Read for Pieces {
+impl Read for Pieces<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.fill_buf()?.read(buffer)?;
         self.consume(n);
@@ -169,7 +254,7 @@ impl Read for Pieces {
 }
 
 /// Whoever reads in place need not copy.
-impl BufRead for Pieces {
+impl BufRead for Pieces<'_, '_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.at >= self.piece.len() && self.next()? {}
         Ok(self.piece.get(self.at..).unwrap_or_default())
@@ -300,16 +385,35 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_read_in_order_and_hashed_whole() {
+    fn pieces_are_read_in_order_and_hashed_whole_with_help_and_without() {
         let text: Vec<u8> = (0..3 * PIECE + 5).map(|n| n as u8).collect();
-        let (filler, mut pieces) = belt();
-        let sent = text.clone();
-        let thread = std::thread::spawn(move || filler.fill(&sent[..]));
-        let mut start = [0; 7];
-        pieces.read_exact(&mut start).unwrap();
-        assert_eq!(start, text[..7]);
-        assert_eq!(pieces.finish().unwrap(), <[u8; 32]>::from(Sha256::digest(&text)));
-        thread.join().unwrap();
+        for enough in [0, 1] {
+            let workers = Workers::of(enough);
+            let hash = in_pieces(&mut &text[..], &workers, |mut pieces| {
+                let mut start = [0; 7];
+                pieces.read_exact(&mut start).unwrap();
+                assert_eq!(start, text[..7]);
+                assert_eq!(pieces.belt.is_some(), enough > 0);
+                pieces.finish().unwrap()
+            });
+            assert_eq!(hash, <[u8; 32]>::from(Sha256::digest(&text)));
+            assert_eq!(workers.busy.load(Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn help_comes_as_soon_as_another_layer_is_done() {
+        let (text, workers) = (vec![7; 3 * PIECE], Workers::of(2));
+        let (this, other) = (workers.one(), workers.one());
+        in_pieces(&mut &text[..], &workers, |mut pieces| {
+            pieces.fill_buf().unwrap();
+            assert!(pieces.belt.is_none());
+            drop(other);
+            assert_eq!(io::copy(&mut pieces, &mut io::sink()).unwrap(), text.len() as u64);
+            assert!(pieces.belt.is_some());
+        });
+        drop(this);
+        assert_eq!(workers.busy.load(Relaxed), 0);
     }
 
     #[test]

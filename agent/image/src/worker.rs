@@ -22,6 +22,7 @@ use crate::reference::Sha256;
 use crate::registry::{Found, Registry};
 use crate::space::{Budget, Space};
 use crate::store::Store;
+use crate::stream::Workers;
 use crate::{Event, Image, Request, reference, signatures};
 
 /// How long a registry may say nothing.
@@ -141,14 +142,17 @@ async fn pull(
     // Unpacked layers are hardly ever smaller than compressed ones: what does not fit now will not fit later.
     space.check(total(missing))?;
 
-    let (progress, budget) = (Arc::new(Progress::default()), Budget::new(space));
-    let fetches = layers.iter().enumerate().map(async |(place, layer)| {
+    let (progress, budget, workers) = (Arc::new(Progress::default()), Budget::new(space), Arc::new(Workers::new()));
+    let mut fetches: Vec<_> = layers.iter().enumerate().collect();
+    // The largest first, lest it be waited for when all others are done.
+    fetches.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size()));
+    let fetches = fetches.into_iter().map(async |(place, layer)| {
         let dir = match ready.get(layer.diff_id()) {
             Some(verity) => {
                 progress.add(1, layer.size());
                 store.ready(verity)
             }
-            None => one(layer, (&registry, cache), store, &budget, &progress).await?,
+            None => one((layer, &workers), (&registry, cache), store, &budget, &progress).await?,
         };
         Ok::<_, Error>((place, dir))
     });
@@ -198,7 +202,7 @@ fn keys(request: &Request) -> Result<Keys> {
 }
 
 async fn one(
-    layer: &Layer,
+    (layer, workers): (&Layer, &Arc<Workers>),
     from: (&Registry, &Cache),
     store: &Store,
     budget: &Budget,
@@ -209,7 +213,7 @@ async fn one(
         return Ok(dir);
     }
     let heard = progress.clone();
-    let dir = layer.fetch(from, store, budget, move |bytes| heard.add(0, bytes)).await?;
+    let dir = layer.fetch(from, store, budget, workers, move |bytes| heard.add(0, bytes)).await?;
     progress.add(1, 0);
     Ok(dir)
 }

@@ -15,11 +15,14 @@ use nacre_tests::{containerd, demo_image, dist};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::tree::{self, Cost};
+use crate::tree::{self, Cost, Look};
 use crate::{Measured, limiter, ms};
 
-/// How often each is measured.
+/// How often each is measured: its time, and then its memory.
 const RUNS: usize = 3;
+
+/// How often the floor is, which is done in no time.
+const FLOOR_RUNS: usize = 15;
 
 /// The names of the rows.
 pub(crate) const NAMES: [&str; 16] = [
@@ -131,14 +134,20 @@ fn names(image: usize) -> [&'static str; 3] {
     [name(0), name(1), name(2)]
 }
 
+/// The times of one run, and the memory of another.
+fn both(run: impl Fn(Look) -> Result<Cost>) -> Result<Cost> {
+    let (clocks, memory) = (run(Look::Clocks)?, run(Look::Memory)?);
+    Ok(Cost { peak_kib: memory.peak_kib, ..clocks })
+}
+
 impl Bench<'_> {
     /// The three rows of an image: ours beside the fastest.
     fn image(&self, image: &str, names: [&'static str; 3]) -> Result<Vec<Measured>> {
         let (mut ours, mut theirs) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
         for _ in 0..RUNS {
-            ours.push(self.ours(image)?);
+            ours.push(both(|look| self.ours(image, look))?);
             for ((peer, _), costs) in PEERS.iter().zip(&mut theirs) {
-                costs.push(self.peer(*peer, image)?);
+                costs.push(both(|look| self.peer(*peer, image, look))?);
             }
         }
         let column = |costs: &[Cost], of: fn(&Cost) -> f64| costs.iter().map(of).collect::<Vec<f64>>();
@@ -166,10 +175,10 @@ impl Bench<'_> {
         Ok(path)
     }
 
-    fn ours(&self, image: &str) -> Result<Cost> {
+    fn ours(&self, image: &str, look: Look) -> Result<Cost> {
         let mut command = Command::new(self.dist.join("bin/nacre-pull"));
         command.args(["pull", "--ca"]).arg(self.registry.ca()).arg("--store").arg(self.fresh("ours")?);
-        tree::run(command.arg(self.here(image)), None)
+        tree::run(command.arg(self.here(image)), None, look)
     }
 
     fn here(&self, image: &str) -> String {
@@ -191,14 +200,14 @@ impl Bench<'_> {
         Ok(all)
     }
 
-    fn peer(&self, peer: Peer, image: &str) -> Result<Cost> {
+    fn peer(&self, peer: Peer, image: &str, look: Look) -> Result<Cost> {
         let reference = self.here(image);
         match peer {
             Peer::Podman => {
                 let mut command = Command::new("podman");
                 command.args(["--storage-driver", "overlay", "--root"]).arg(self.dir.path().join("podman"));
                 command.arg("--runroot").arg(self.dir.path().join("run"));
-                let cost = tree::run(command.args(["pull", "--quiet", "--tls-verify=false", &reference]), None)?;
+                let cost = tree::run(command.args(["pull", "--quiet", "--tls-verify=false", &reference]), None, look)?;
                 let mut remove = Command::new("podman");
                 remove.args(["--storage-driver", "overlay", "--root"]).arg(self.dir.path().join("podman"));
                 remove.arg("--runroot").arg(self.dir.path().join("run")).args(["rmi", "--all", "--force"]);
@@ -213,7 +222,7 @@ impl Bench<'_> {
                 };
                 let mut pull = ctr(&["images", "pull", "--snapshotter", "overlayfs", "--hosts-dir"]);
                 pull.arg(self.hosts(&reference)?).arg(&reference);
-                let cost = tree::run(&mut pull, Some(self.containerd.id()))?;
+                let cost = tree::run(&mut pull, Some(self.containerd.id()), look)?;
                 crate::succeed(&mut ctr(&["images", "rm", "--sync", &reference]))?;
                 Ok(cost)
             }
@@ -222,7 +231,7 @@ impl Bench<'_> {
                 let layout = layout.display().to_string();
                 let mut command = Command::new("sh");
                 command.args(["-c", "skopeo copy --quiet --src-tls-verify=false \"docker://$1\" \"oci:$2:image\" && umoci unpack --image \"$2:image\" \"$3\""]);
-                tree::run(command.args(["sh", &reference, &layout]).arg(bundle), None)
+                tree::run(command.args(["sh", &reference, &layout]).arg(bundle), None, look)
             }
         }
     }
@@ -230,8 +239,8 @@ impl Bench<'_> {
     /// What can't be done without: the same bytes read, hashed, decompressed, hashed and written, on as many threads as there are processors.
     fn floor(&self, image: &str, layout: &Path, written: &Written) -> Result<Measured> {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        for _ in 0..RUNS {
-            ours.push(self.ours(image)?.wall_ms);
+        for _ in 0..FLOOR_RUNS {
+            ours.push(self.ours(image, Look::Clocks)?.wall_ms);
             let out = self.fresh("floor")?;
             fs::create_dir(&out).context("make a directory")?;
             let begun = Instant::now();

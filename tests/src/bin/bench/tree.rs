@@ -15,22 +15,30 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Clock ticks in a second (`USER_HZ`).
 const TICKS: f64 = 100.0;
 
+/// What is looked at. Not both at once: looking at memory keeps a processor busy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Look {
+    Clocks,
+    Memory,
+}
+
 /// What a run cost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
     pub(crate) wall_ms: f64,
     pub(crate) cpu_ms: f64,
+    /// 0 where only clocks were looked at.
     pub(crate) peak_kib: f64,
 }
 
 /// Runs `command`, which may have a part of its work done by the process `daemon`. What it leaves behind is waited for, too.
-pub(crate) fn run(command: &mut Command, daemon: Option<u32>) -> Result<Cost> {
+pub(crate) fn run(command: &mut Command, daemon: Option<u32>, look: Look) -> Result<Cost> {
     rustix::process::set_child_subreaper(Pid::from_raw(1)).context("adopt what is left behind")?;
     let cpu = || children_cpu_ms() + daemon.map_or(0.0, cpu_of);
     let (before, begun) = (cpu(), Instant::now());
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let child = child.with_context(|| format!("start {command:?}"))?;
-    let (pid, done) = (child.id(), AtomicBool::new(false));
+    let (pid, done) = (child.id(), AtomicBool::new(look == Look::Clocks));
     let (output, peak_kib) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| {
             let mut peak = 0.0f64;
