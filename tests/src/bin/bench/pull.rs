@@ -2,13 +2,14 @@
 //! them write to memory, so that no disk is measured.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use nacre_tests::image::{Compression, Image, Layer, Written};
 use nacre_tests::registry::Registry;
 use nacre_tests::{containerd, demo_image, dist};
@@ -25,7 +26,7 @@ const RUNS: usize = 3;
 const FLOOR_RUNS: usize = 15;
 
 /// The names of the rows.
-pub(crate) const NAMES: [&str; 16] = [
+pub(crate) const NAMES: [&str; 17] = [
     "pull.small.wall",
     "pull.small.cpu",
     "pull.small.peak_memory",
@@ -41,8 +42,11 @@ pub(crate) const NAMES: [&str; 16] = [
     "pull.limited.wall",
     "pull.limited.cpu",
     "pull.limited.peak_memory",
-    "pull.floor",
+    FLOORS[0],
+    FLOORS[1],
 ];
+
+const FLOORS: [&str; 2] = ["pull.floor", "pull.floor_fetched"];
 
 /// The least that programs need.
 const SMALL: [&[&str]; 2] = [&["base-files", "libc6"], &["coreutils", "dash"]];
@@ -93,7 +97,7 @@ impl Drop for Bench<'_> {
 
 /// Measures the rows that are `wanted`.
 pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Measured>> {
-    if !dist::have(&["podman", "containerd", "ctr", "skopeo", "umoci", "docker-registry"]) {
+    if !dist::have(&["podman", "containerd", "ctr", "skopeo", "umoci", "docker-registry", "curl"]) {
         return Ok(Vec::new());
     }
     let memory = Path::new("/dev/shm");
@@ -112,17 +116,20 @@ pub(crate) fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<
         ("limited", names(4), one_large),
     ];
     for (image, names, write) in images {
-        let with_floor = image == "python" && wanted("pull.floor");
-        if !with_floor && !names.iter().any(|name| wanted(name)) {
+        let with_floors = image == "python" && FLOORS.iter().any(|name| wanted(name));
+        let with_peers = names.iter().any(|name| wanted(name));
+        if !with_floors && !with_peers {
             continue;
         }
         let layout = bench.dir.path().join(image);
         let written = write(&layout)?;
         eprintln!("pull.{image}: {}", json!({ "layers": written.layers.len(), "bytes": written.bytes }));
         bench.registry.push(&layout, &format!("{image}:1"), None)?;
-        all.extend(bench.image(image, names)?);
-        if with_floor {
-            all.push(bench.floor(image, &layout, &written)?);
+        if with_peers {
+            all.extend(bench.image(image, names)?);
+        }
+        if with_floors {
+            all.extend(bench.floors(image, &layout, &written)?);
         }
         fs::remove_dir_all(&layout).context("remove an image")?;
     }
@@ -236,42 +243,58 @@ impl Bench<'_> {
         }
     }
 
-    /// What can't be done without: the same bytes read, hashed, decompressed, hashed and written, on as many threads as there are processors.
-    fn floor(&self, image: &str, layout: &Path, written: &Written) -> Result<Measured> {
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    /// Ours beside what can't be done without: the same bytes read, hashed, decompressed, hashed and written, on a thread for each layer. Once
+    /// from memory; and once from the registry, whose share of the processors is then in both.
+    fn floors(&self, image: &str, layout: &Path, written: &Written) -> Result<[Measured; 2]> {
+        let (mut ours, mut memory, mut fetched) = (Vec::new(), Vec::new(), Vec::new());
+        let file =
+            |digest: &str| fs::File::open(layout.join("blobs").join(digest.replace(':', "/"))).context("open a blob");
         for _ in 0..FLOOR_RUNS {
             ours.push(self.ours(image, Look::Clocks)?.wall_ms);
-            let out = self.fresh("floor")?;
-            fs::create_dir(&out).context("make a directory")?;
-            let begun = Instant::now();
-            std::thread::scope(|scope| {
-                let threads: Vec<_> = written
-                    .layers
-                    .iter()
-                    .map(|digest| (layout.join("blobs").join(digest.replace(':', "/")), out.join(digest)))
-                    .map(|(from, to)| scope.spawn(move || least(&from, &to)))
-                    .collect();
-                threads
-                    .into_iter()
-                    .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread ended"))))
-            })?;
-            floor.push(ms(begun.elapsed()));
+            memory.push(self.floor(written, file)?);
+            fetched.push(self.floor(written, |digest| self.fetch(image, digest))?);
         }
-        Ok(Measured::many("pull.floor", "ms", &mut ours).beside("decompress+hash+write", &mut floor))
+        Ok([
+            Measured::many(FLOORS[0], "ms", &mut ours).beside("decompress+hash+write", &mut memory),
+            Measured::many(FLOORS[1], "ms", &mut ours).beside("curl+decompress+hash+write", &mut fetched),
+        ])
+    }
+
+    fn floor<R: Read>(&self, written: &Written, open: impl Fn(&str) -> Result<R> + Sync) -> Result<f64> {
+        let (out, open) = (self.fresh("floor")?, &open);
+        fs::create_dir(&out).context("make a directory")?;
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let paths = written.layers.iter().map(|digest| (digest, out.join(digest)));
+            let threads: Vec<_> = paths.map(|(digest, to)| scope.spawn(move || least(open(digest)?, &to))).collect();
+            let ended =
+                |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|_| Err(anyhow!("a thread ended")));
+            threads.into_iter().try_for_each(ended)
+        })?;
+        Ok(ms(begun.elapsed()))
+    }
+
+    /// A blob as curl fetches it.
+    fn fetch(&self, image: &str, digest: &str) -> Result<ChildStdout> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--cacert"]).arg(self.registry.ca());
+        curl.arg(format!("https://{}", self.registry.here(&format!("v2/{image}/blobs/{digest}"))));
+        let child = curl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start curl")?;
+        child.stdout.context("there is no pipe")
     }
 }
 
-fn least(from: &Path, to: &Path) -> Result<()> {
+/// What unpacking takes at least.
+fn least(blob: impl Read, to: &Path) -> Result<()> {
     struct Hashed<R>(R, Sha256);
-    impl<R: std::io::Read> std::io::Read for Hashed<R> {
+    impl<R: Read> Read for Hashed<R> {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
             let length = self.0.read(buffer)?;
             self.1.update(buffer.get(..length).unwrap_or_default());
             Ok(length)
         }
     }
-    let blob = Hashed(fs::File::open(from).context("open a blob")?, Sha256::new());
-    let mut archive = Hashed(flate2::read::MultiGzDecoder::new(blob), Sha256::new());
+    let mut archive = Hashed(flate2::read::MultiGzDecoder::new(Hashed(blob, Sha256::new())), Sha256::new());
     let mut out = fs::File::create(to).context("make a file")?;
     let mut buffer = vec![0; 256 << 10];
     loop {
