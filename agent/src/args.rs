@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The text of `--help`.
-pub const HELP: &str = "\
-The guest agent of a pod's virtual machine.
+pub const HELP: &str = r#"The guest agent of a pod's virtual machine.
 
   nacre-agent [--listen ADDRESS] [--store DIR]   serve as a plain process
+  nacre-agent explain POLICY REQUEST             say what a policy says to a request, which is read as JSON
   nacre-agent --version | --help
 
 As process 1 it brings up the guest and takes its settings from the kernel command line alone.
@@ -16,7 +16,11 @@ As process 1 it brings up the guest and takes its settings from the kernel comma
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
 
 Images are fetched by nacre-pull, a program beside this one or in /usr/libexec/nacre.
-";
+
+explain ends with 0 when the request is allowed, with 1 when it is denied, and shows what the policy's rules print:
+
+  echo '{"container_id": "a", "process": {"Args": ["sh"]}}' | nacre-agent explain policy.rego ExecProcessRequest
+"#;
 
 /// One of the binary's jobs.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,6 +29,13 @@ pub enum Role {
     Init,
     /// The agent as a plain process.
     Agent(Settings),
+    /// Say what a policy says to a request on standard input.
+    Explain {
+        /// The policy's file.
+        policy: PathBuf,
+        /// The request's type.
+        request: String,
+    },
     /// Print the version.
     Version,
     /// Print the help.
@@ -46,8 +57,8 @@ pub enum UsageError {
     /// An argument that is none of ours.
     #[error("unknown argument {0:?}; see nacre-agent --help")]
     Unknown(String),
-    /// An option at the end of the line.
-    #[error("{0} needs a value; see nacre-agent --help")]
+    /// The line ends too early.
+    #[error("{0} needs more words; see nacre-agent --help")]
     Value(String),
 }
 
@@ -64,6 +75,11 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
         match arg.as_str() {
             "--version" | "-V" => return Ok(Role::Version),
             "--help" | "-h" => return Ok(Role::Help),
+            "explain" => {
+                let mut next = || args.next().ok_or_else(|| UsageError::Value(arg.clone()));
+                let (policy, request) = (next()?.into(), next()?.to_string_lossy().into_owned());
+                return Ok(Role::Explain { policy, request });
+            }
             "--listen" => {
                 let value = args.next().ok_or(UsageError::Value(arg))?;
                 settings.listen = Some(value.to_string_lossy().into_owned());
@@ -88,6 +104,8 @@ mod tests {
         assert_eq!(role(&["--version"]), Ok(Role::Version));
         assert_eq!(role(&["--help"]), Ok(Role::Help));
         assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));
+        let explain = Role::Explain { policy: "/p".into(), request: "R".into() };
+        assert_eq!(role(&["explain", "/p", "R"]), Ok(explain));
         let settings = Settings { listen: Some("unix:///a".into()), store: Some("/b".into()) };
         assert_eq!(role(&["--listen", "unix:///a", "--store", "/b"]), Ok(Role::Agent(settings)));
     }
@@ -100,6 +118,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused_with_its_name() {
         assert!(role(&["--frob"]).unwrap_err().to_string().contains("--frob"));
-        assert!(role(&["--listen"]).unwrap_err().to_string().contains("--listen needs a value"));
+        assert!(role(&["explain", "/p"]).is_err());
+        assert!(role(&["--listen"]).unwrap_err().to_string().contains("--listen needs more words"));
     }
 }

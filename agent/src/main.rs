@@ -1,10 +1,12 @@
 //! `nacre-agent`: picks its job and does it.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use nacre_agent::args::{self, Role, Settings};
 use nacre_agent::boot::Boot;
 use nacre_agent::init;
+use nacre_agent::policy::{self, Explained};
 use nacre_agent::server::{self, Start};
 
 fn main() -> ExitCode {
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
             return say(&mut std::io::stdout(), version, ExitCode::SUCCESS);
         }
         Role::Help => return say(&mut std::io::stdout(), args::HELP, ExitCode::SUCCESS),
+        Role::Explain { policy, request } => return explain(&policy, &request),
         Role::Init => Start { boot, guest: Some(init::run()), settings: Settings::default() },
         Role::Agent(settings) => Start { boot, guest: None, settings },
     };
@@ -29,6 +32,25 @@ fn main() -> ExitCode {
             say(&mut std::io::stderr(), &format!("nacre-agent: {error:#}\n"), ExitCode::FAILURE)
         }
     }
+}
+
+fn explain(policy: &Path, request: &str) -> ExitCode {
+    let explained = std::io::read_to_string(std::io::stdin())
+        .map_err(anyhow::Error::from)
+        .and_then(|input| policy::explain(policy, request, &input));
+    let (text, code) = match explained {
+        Ok(Explained { denied, prints }) => {
+            let prints: String = prints.iter().map(|line| format!("  {line}\n")).collect();
+            match denied {
+                None => (format!("{request} is allowed\n{prints}"), ExitCode::SUCCESS),
+                Some(reason) => (format!("{request} is blocked by policy: {reason}\n{prints}"), ExitCode::FAILURE),
+            }
+        }
+        Err(error) => {
+            return say(&mut std::io::stderr(), &format!("nacre-agent: {error:#}\n"), ExitCode::from(2));
+        }
+    };
+    say(&mut std::io::stdout(), &text, code)
 }
 
 fn say(to: &mut impl std::io::Write, text: &str, code: ExitCode) -> ExitCode {

@@ -91,7 +91,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let boot = Arc::new(start.boot);
     let is_guest = start.guest.is_some();
     let store = start.settings.store.unwrap_or_else(|| STORE.into());
-    let policy = Policy::of_image(Path::new("/"));
+    let (policy, unusable) = Policy::of_image(Path::new("/"));
     // A plain process has a root that is not its own.
     let rules = if is_guest { Rules::of_image(Path::new("/"), &config) } else { Rules::default() };
     let group = if is_guest { Group::below(CGROUPS) } else { Group::default() };
@@ -101,6 +101,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let scratch = PathBuf::from(SCRATCH);
     let sandbox = Sandbox::new(Settings { pipe_size: config.container_pipe_size, scratch }, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);
+    let allows_all = policy.allows_all();
     let services = Services {
         policy,
         ready: is_ready,
@@ -116,11 +117,11 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     server.start().await.with_context(|| format!("serve on {address}"))?;
     boot.listening();
     tracing::info!(%address, "listening");
-    match policy {
-        Policy::AllowAll => {
-            tracing::warn!("POLICY: ALLOW ALL: this is a development image, the host may ask for anything")
-        }
-        Policy::DenyAll => tracing::warn!("the image carries a policy that this agent can't evaluate: all is refused"),
+    if let Some(fault) = unusable {
+        tracing::error!("POLICY: {}", crate::chain(&fault));
+    }
+    if allows_all {
+        tracing::warn!("POLICY: ALLOW ALL: this is a development image, the host may ask for anything");
     }
     if let Some(port) = config.log_vport {
         tokio::spawn(serve_log(port));

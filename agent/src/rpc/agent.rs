@@ -322,6 +322,11 @@ impl AgentService for Services {
     }
 
     async fn set_policy(&self, _: &TtrpcContext, request: SetPolicyRequest) -> ttrpc::Result<Empty> {
-        self.refuse("SetPolicy", request).await
+        self.pass("SetPolicy", request, |request| async move {
+            self.policy.set(request.into_inner().policy).await?;
+            tracing::warn!("POLICY: the host has set another one");
+            Ok(Empty::new())
+        })
+        .await
     }
 }

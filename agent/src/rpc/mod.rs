@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nacre_protocol::{agent_ttrpc, health_ttrpc, nacre_ttrpc};
+use protobuf::MessageFull;
 use tokio::sync::watch;
 use ttrpc::asynchronous::Server;
 
@@ -57,14 +58,14 @@ impl Services {
         serve: impl FnOnce(Authorized<R>) -> F + Send,
     ) -> ttrpc::Result<T>
     where
-        R: Send,
+        R: MessageFull,
         F: Future<Output = Result<T, Error>> + Send,
     {
         let begun = Instant::now();
         tracing::trace!(rpc = name, "request");
         // The sender is gone only when the agent is about to be.
         let _ = self.ready.clone().wait_for(|ready| *ready).await.map(drop);
-        let result = match self.policy.admit(name, request) {
+        let result = match self.policy.admit(request).await {
             Ok(request) => serve(request).await,
             Err(denied) => Err(denied.into()),
         };
@@ -86,7 +87,7 @@ impl Services {
     }
 
     /// What is not offered passes the gate like everything else.
-    async fn refuse<R: Send, T: Send>(&self, name: &'static str, request: R) -> ttrpc::Result<T> {
+    async fn refuse<R: MessageFull, T: Send>(&self, name: &'static str, request: R) -> ttrpc::Result<T> {
         self.pass(name, request, |_| async move { Err(Error::Unimplemented(name)) }).await
     }
 }

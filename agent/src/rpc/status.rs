@@ -20,6 +20,9 @@ pub enum Error {
     /// The policy says no.
     #[error(transparent)]
     Denied(#[from] policy::Denied),
+    /// A policy to be set makes no sense.
+    #[error("the policy makes no sense, the one before it stays")]
+    Policy(#[from] policy::Invalid),
     /// The pod.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
@@ -62,7 +65,7 @@ impl Error {
             Error::CopyFile(error) => invalid_or_internal(error.is_invalid()),
             Error::Clock(error) => invalid_or_internal(error.is_invalid()),
             Error::Entropy(error) => invalid_or_internal(error.is_invalid()),
-            Error::Access(_) => Code::INVALID_ARGUMENT,
+            Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
         }
     }
 }

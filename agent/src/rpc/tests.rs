@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use nacre_protocol::agent::{
-    GetOOMEventRequest, ListRoutesRequest, RemoveContainerRequest, StartContainerRequest, WaitProcessRequest,
+    GetOOMEventRequest, ListInterfacesRequest, ListRoutesRequest, RemoveContainerRequest, SetPolicyRequest,
+    StartContainerRequest, WaitProcessRequest,
 };
 use nacre_protocol::agent_ttrpc::AgentService;
 use nacre_protocol::health::CheckRequest;
@@ -48,23 +49,41 @@ fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
 
 #[tokio::test]
 async fn what_is_not_offered_is_unimplemented_and_never_not_found() {
-    let (services, _ready) = services(Policy::AllowAll);
+    let (services, _ready) = services(Policy::allow_all());
     let (code, text) = code(services.get_oom_event(&context(), GetOOMEventRequest::new()).await);
     assert_eq!((code, text.as_str()), (Code::UNIMPLEMENTED, "GetOOMEvent is not implemented by this agent"));
 }
 
 #[tokio::test]
 async fn a_denied_request_reaches_no_handler_and_health_is_not_judged() {
-    let (services, _ready) = services(Policy::DenyAll);
+    let policy = Policy::allow_all();
+    policy.set("package agent_policy\ndefault ListRoutesRequest := false\n".into()).await.unwrap();
+    let (services, _ready) = services(policy);
     let (code, text) = code(services.list_routes(&context(), ListRoutesRequest::new()).await);
     assert_eq!(code, Code::PERMISSION_DENIED);
-    assert!(text.contains("is blocked by policy"), "{text}");
+    assert!(text.contains("ListRoutesRequest is blocked by policy"), "{text}");
     assert!(services.check(&context(), CheckRequest::new()).await.is_ok());
 }
 
 #[tokio::test]
+async fn a_policy_is_set_as_a_whole_or_not_at_all() {
+    let (services, _ready) = services(Policy::allow_all());
+    let set = async |policy: &str| {
+        let request = SetPolicyRequest { policy: policy.into(), ..SetPolicyRequest::new() };
+        services.set_policy(&context(), request).await
+    };
+    assert_eq!(code(set("package agent_policy\nListRoutesRequest := {").await).0, Code::INVALID_ARGUMENT);
+    assert!(services.list_routes(&context(), ListRoutesRequest::new()).await.is_ok());
+    set("package agent_policy\ndefault ListInterfacesRequest := true\n").await.unwrap();
+    assert!(services.list_interfaces(&context(), ListInterfacesRequest::new()).await.is_ok());
+    assert_eq!(code(services.list_routes(&context(), ListRoutesRequest::new()).await).0, Code::PERMISSION_DENIED);
+    // It does not say that it may be replaced.
+    assert_eq!(code(set("package agent_policy").await).0, Code::PERMISSION_DENIED);
+}
+
+#[tokio::test]
 async fn unknown_containers_are_the_callers_mistake() {
-    let (services, _ready) = services(Policy::AllowAll);
+    let (services, _ready) = services(Policy::allow_all());
     let request = WaitProcessRequest { container_id: "x".into(), ..WaitProcessRequest::new() };
     assert_eq!(code(services.wait_process(&context(), request).await).0, Code::INVALID_ARGUMENT);
     let request = StartContainerRequest { container_id: "x".into(), ..StartContainerRequest::new() };
@@ -76,7 +95,7 @@ async fn unknown_containers_are_the_callers_mistake() {
 
 #[tokio::test]
 async fn requests_wait_until_the_guest_is_up() {
-    let (mut services, _ready) = services(Policy::AllowAll);
+    let (mut services, _ready) = services(Policy::allow_all());
     let (sender, ready) = watch::channel(false);
     services.ready = ready;
     let context = context();
