@@ -44,6 +44,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("addresses_and_routes_are_set_and_listed", |c| Box::pin(addresses_and_routes_are_set_and_listed(c))),
     ("metrics_are_prometheus_text", |c| Box::pin(metrics_are_prometheus_text(c))),
     ("entropy_is_taken", |c| Box::pin(entropy_is_taken(c))),
+    ("a_policy_rules_what_may_be_run", |c| Box::pin(a_policy_rules_what_may_be_run(c))),
     ("a_pod_ends_with_its_containers", |c| Box::pin(a_pod_ends_with_its_containers(c))),
 ];
 
@@ -237,7 +238,6 @@ async fn what_is_not_offered_is_unimplemented(client: &Client) -> Result<()> {
     for (name, result) in [
         ("PauseContainer", client.agent.pause_container(limit(), &pause).await.map(drop)),
         ("GetOOMEvent", client.agent.get_oom_event(limit(), &GetOOMEventRequest::new()).await.map(drop)),
-        ("SetPolicy", client.agent.set_policy(limit(), &SetPolicyRequest::new()).await.map(drop)),
     ] {
         let (code, text) = refusal(result).context(name)?;
         ensure!(code == Code::UNIMPLEMENTED && text.contains(name), "{name}: {code:?} {text}");
@@ -446,6 +446,32 @@ async fn entropy_is_taken(client: &Client) -> Result<()> {
     let request = request!(ReseedRandomDevRequest { data: vec![7; 512] });
     client.agent.reseed_random_dev(limit(), &request).await?;
     Ok(())
+}
+
+async fn a_policy_rules_what_may_be_run(client: &Client) -> Result<()> {
+    let set = async |policy: &str| {
+        client.agent.set_policy(limit(), &request!(SetPolicyRequest { policy: policy.into() })).await.map(drop)
+    };
+    let (code, _) = refusal(set("package agent_policy\nx := {").await)?;
+    ensure!(code == Code::INVALID_ARGUMENT, "a policy that is none: {code:?}");
+    let always = ["CopyFile", "StartContainer", "WaitProcess", "ReadStream", "RemoveContainer", "SetPolicy"];
+    let always: String = always.iter().map(|name| format!("default {name}Request := true\n")).collect();
+    let rule = r#"CreateContainerRequest if input.OCI.Process.Args == ["busybox", "true"]"#;
+    set(&format!("package agent_policy\nimport rego.v1\n{always}{rule}\n")).await?;
+    ensure!(run(client, "ruled", &["busybox", "true"]).await?.code == 0, "what may be run was not");
+    let secret = "hunter2";
+    let root = root_file_system(client, "ruled").await?;
+    let request = request!(CreateContainerRequest {
+        container_id: "ruled".into(),
+        OCI: Some(spec("ruled", &root, &["busybox", "echo", secret], false)?).into(),
+    });
+    let (code, text) = refusal(client.agent.create_container(limit(), &request).await)?;
+    ensure!(code == Code::PERMISSION_DENIED, "{code:?} {text}");
+    ensure!(text.contains("CreateContainerRequest is blocked by policy") && !text.contains(secret), "{text}");
+    let (code, text) = refusal(exec(client, "ruled", "e", &["busybox", "true"]).await)?;
+    ensure!(code == Code::PERMISSION_DENIED && text.contains("no such rule"), "{code:?} {text}");
+    // Those that follow may do as they like.
+    Ok(set("package agent_policy\ndefault AllowRequestsFailingPolicy := true").await?)
 }
 
 async fn a_pod_ends_with_its_containers(client: &Client) -> Result<()> {

@@ -48,5 +48,6 @@ cases!(
     addresses_and_routes_are_set_and_listed,
     metrics_are_prometheus_text,
     entropy_is_taken,
+    a_policy_rules_what_may_be_run,
     a_pod_ends_with_its_containers,
 );

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use nacre_protocol::agent::*;
 use nacre_protocol::oci;
-use protobuf::MessageField;
+use protobuf::{Message as _, MessageField};
 
 use super::*;
 
@@ -161,5 +161,17 @@ fn an_image_with_a_policy_that_makes_no_sense_denies_everything() {
         assert!(fault.is_some() && !policy.allows_all(), "{text}");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert_eq!(runtime.block_on(reason(&policy, ListRoutesRequest::new())), Some(Reason::Unusable));
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_request_makes_the_input_fail(place in 0..200usize, byte in proptest::num::u8::ANY) {
+        let mut bytes = container("a", &["sleep", "1"]).write_to_bytes().unwrap();
+        let place = place % bytes.len();
+        bytes[place] = byte;
+        if let Ok(request) = CreateContainerRequest::parse_from_bytes(&bytes) {
+            input::of(&request);
+        }
     }
 }
