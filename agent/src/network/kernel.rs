@@ -1,4 +1,4 @@
-//! Links, addresses and routes as rtnetlink(7) writes them.
+//! Links, addresses, routes and neighbours as rtnetlink(7) writes them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,6 +14,7 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -33,6 +34,11 @@ const RTA_PREFSRC: u16 = 7;
 const RTA_METRICS: u16 = 8;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
+
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+/// The state of a neighbour that is always there: its hardware address is never asked for.
+pub const NUD_PERMANENT: u16 = 0x80;
 
 const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
@@ -92,6 +98,21 @@ pub struct Route {
     pub flags: u32,
     /// The largest packet that may take it; 0 is the interface's.
     pub mtu: u32,
+}
+
+/// Somebody on an interface's link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// The interface's number.
+    pub link: u32,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its hardware address, where it is known.
+    pub mac: Option<Vec<u8>>,
+    /// `NUD_…`.
+    pub state: u16,
+    /// `NTF_…`.
+    pub flags: u8,
 }
 
 /// All interfaces.
@@ -165,6 +186,19 @@ pub fn add_route(socket: &mut Socket, route: &Route) -> io::Result<()> {
 /// Remove a route.
 pub fn delete_route(socket: &mut Socket, route: &Route) -> io::Result<()> {
     socket.request(&route_message(RTM_DELROUTE, route, RT_SCOPE_NOWHERE, 0), 0)
+}
+
+/// Add a neighbour, instead of the one with the same address if there is one.
+pub fn add_neighbour(socket: &mut Socket, neighbour: &Neighbour) -> io::Result<()> {
+    let mut fixed = vec![family(neighbour.address), 0, 0, 0];
+    fixed.extend_from_slice(&neighbour.link.to_ne_bytes());
+    fixed.extend_from_slice(&neighbour.state.to_ne_bytes());
+    fixed.extend_from_slice(&[neighbour.flags, 0]);
+    let mut message = Message::new(RTM_NEWNEIGH, &fixed).attribute(NDA_DST, &octets(neighbour.address));
+    if let Some(mac) = &neighbour.mac {
+        message = message.attribute(NDA_LLADDR, mac);
+    }
+    socket.request(&message, netlink::CREATE | netlink::REPLACE)
 }
 
 fn change_link(link: u32, flags: u32, mask: u32) -> Message {

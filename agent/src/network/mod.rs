@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use nacre_protocol::{agent, types};
 
-use kernel::{Address, IFF_NOARP, IFF_UP, Link, RTPROT_BOOT, Route};
+use kernel::{Address, IFF_NOARP, IFF_UP, Link, Neighbour, RTPROT_BOOT, Route};
 use netlink::Socket;
 use prefix::Prefix;
 use wanted::{Interface, format_mac};
@@ -30,7 +30,7 @@ use wanted::{Interface, format_mac};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request carries nothing.
-    #[error("empty update {0} request")]
+    #[error("empty {0} request")]
     Empty(&'static str),
     /// The request makes no sense.
     #[error("{object}: {field} {value:?} {reason}")]
@@ -85,7 +85,7 @@ pub fn bring_up_loopback() -> Result<(), Error> {
 /// Make the interface as `wanted`, which is returned as it came. One that is said to be plugged in is waited for, up to
 /// `patience`.
 pub fn update_interface(wanted: Option<&types::Interface>, patience: Duration) -> Result<types::Interface, Error> {
-    let request = wanted.ok_or(Error::Empty("interface"))?;
+    let request = wanted.ok_or(Error::Empty("update interface"))?;
     let wanted = Interface::parse(request)?;
     let mut socket = open()?;
     let link = await_link(&mut socket, &wanted, patience)?;
@@ -106,7 +106,7 @@ pub fn update_interface(wanted: Option<&types::Interface>, patience: Duration) -
 
 /// Make the routes that were set up by hand those of `wanted`, and tell all routes there are then.
 pub fn update_routes(wanted: Option<&agent::Routes>) -> Result<agent::Routes, Error> {
-    let wanted = wanted::Route::parse_all(&wanted.ok_or(Error::Empty("routes"))?.Routes)?;
+    let wanted = wanted::Route::parse_all(&wanted.ok_or(Error::Empty("update routes"))?.Routes)?;
     let mut socket = open()?;
     let links = all_links(&mut socket)?;
     let by_name: HashMap<_, _> = links.iter().map(|link| (link.name.as_str(), link.index)).collect();
@@ -132,6 +132,22 @@ pub fn update_routes(wanted: Option<&agent::Routes>) -> Result<agent::Routes, Er
         }
     }
     list_routes()
+}
+
+/// Make `wanted` known to the kernel as neighbours, so that it need not ask for their hardware addresses. Others stay.
+pub fn add_neighbours(wanted: Option<&agent::ARPNeighbors>) -> Result<(), Error> {
+    let wanted = wanted::Neighbour::parse_all(&wanted.ok_or(Error::Empty("add arp neighbours"))?.ARPNeighbors)?;
+    let mut socket = open()?;
+    let links = all_links(&mut socket)?;
+    for wanted in wanted.into_iter().filter(|wanted| wanted.address.is_ipv4() || has_ipv6()) {
+        let link = links.iter().find(|link| link.name == wanted.device);
+        let link = link.ok_or_else(|| Error::LinkNotFound(format!("name {:?}", wanted.device)))?.index;
+        let object = format!("neighbour {} dev {}", wanted.address, wanted.device);
+        let wanted::Neighbour { address, mac, state, flags, .. } = wanted;
+        kernel::add_neighbour(&mut socket, &Neighbour { link, address, mac, state, flags })
+            .map_err(Error::netlink("add", object))?;
+    }
+    Ok(())
 }
 
 /// All interfaces, the loopback too.

@@ -1,6 +1,6 @@
 //! rtnetlink as far as the agent needs it: requests that the kernel acknowledges, dumps, and word of new links.
 //!
-//! This is written here instead of taken from a crate because the agent needs six of rtnetlink's messages, and the
+//! This is written here instead of taken from a crate because the agent needs few of rtnetlink's messages, and the
 //! crates that know all of them weigh a tenth of the agent. Messages are only believed when they come from the kernel:
 //! a container that may administer the network, which it shares with the agent, can send to this socket too.
 

@@ -161,6 +161,9 @@ fn a_missing_interface_is_named() {
         assert!(error.contains("Link not found (") && error.contains("eth7"), "{error}");
         assert_eq!(update_interface(None, NOW).unwrap_err().to_string(), "empty update interface request");
         assert_eq!(update_routes(None).unwrap_err().to_string(), "empty update routes request");
+        let error = add_neighbours(Some(&neighbours(&[("10.0.0.1", "eth7", MAC_A)]))).unwrap_err().to_string();
+        assert!(error.contains("Link not found (") && error.contains("eth7"), "{error}");
+        assert_eq!(add_neighbours(None).unwrap_err().to_string(), "empty add arp neighbours request");
     });
 }
 
@@ -233,5 +236,46 @@ fn mtu_source_and_scope_of_a_route_are_kept() {
             (route.mtu, route.source.as_str(), route.scope, route.device.as_str()),
             (1300, "10.1.0.2", 253, "eth0")
         );
+    });
+}
+
+fn neighbours(wanted: &[(&str, &str, &str)]) -> agent::ARPNeighbors {
+    let neighbour = |(address, device, lladdr): &(&str, &str, &str)| {
+        let to = types::IPAddress { address: (*address).into(), ..types::IPAddress::new() };
+        types::ARPNeighbor {
+            toIPAddress: Some(to).into(),
+            device: (*device).into(),
+            lladdr: (*lladdr).into(),
+            ..types::ARPNeighbor::new()
+        }
+    };
+    agent::ARPNeighbors { ARPNeighbors: wanted.iter().map(neighbour).collect(), ..agent::ARPNeighbors::new() }
+}
+
+/// What `ip` tells of the permanent neighbours, sorted.
+fn permanent() -> Vec<String> {
+    let listed = Command::new("ip").args(["neigh", "show", "nud", "permanent"]).output().unwrap();
+    let mut lines: Vec<_> = String::from_utf8(listed.stdout).unwrap().lines().map(|l| l.trim().into()).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn neighbours_are_added_and_replaced() {
+    in_namespace(|| {
+        if !device("eth0", MAC_A) {
+            return;
+        }
+        update_interface(Some(&interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")])), NOW).unwrap();
+        let (v4, v6) = ("10.1.0.1 dev eth0 lladdr", "fd00::1 dev eth0 lladdr");
+        add_neighbours(Some(&neighbours(&[("10.1.0.1", "eth0", MAC_A), ("fd00::1", "eth0", MAC_A)]))).unwrap();
+        assert_eq!(permanent(), [format!("{v4} {MAC_A} PERMANENT"), format!("{v6} {MAC_A} PERMANENT")]);
+        // Without a hardware address a neighbour keeps the one that is known.
+        add_neighbours(Some(&neighbours(&[("10.1.0.1", "eth0", MAC_B), ("fd00::1", "eth0", "")]))).unwrap();
+        assert_eq!(permanent(), [format!("{v4} {MAC_B} PERMANENT"), format!("{v6} {MAC_A} PERMANENT")]);
+        let mut passing = neighbours(&[("10.1.0.1", "eth0", MAC_B)]);
+        passing.ARPNeighbors[0].state = 4; // NUD_STALE
+        add_neighbours(Some(&passing)).unwrap();
+        assert_eq!(permanent(), [format!("{v6} {MAC_A} PERMANENT")]);
     });
 }

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use nacre_protocol::types;
 
 use super::Error;
-use super::kernel::IFF_NOARP;
+use super::kernel::{IFF_NOARP, NUD_PERMANENT};
 use super::prefix::{Prefix, parse_length};
 
-/// The most addresses of one interface, and the most routes, that a request may name.
+/// The most addresses of one interface, and the most routes and neighbours, that a request may name.
 const MAX_ENTRIES: usize = 1024;
 
 /// IFNAMSIZ without its final zero.
@@ -52,7 +52,7 @@ impl Interface {
         let mtu = u32::try_from(wanted.mtu).map_err(|_| of("mtu", &wanted.mtu.to_string(), "is too large"))?;
         let interface = Interface {
             name: some(&wanted.name).map(check_name).transpose()?,
-            mac: some(&wanted.hwAddr).map(parse_mac).transpose()?,
+            mac: parse_mac(&wanted.hwAddr).map_err(|reason| of("hwAddr", &wanted.hwAddr, reason))?,
             addresses: wanted.IPAddresses.iter().map(address).collect::<Result<_, _>>()?,
             mtu: (mtu > 0).then_some(mtu),
             arp: wanted.raw_flags & IFF_NOARP == 0,
@@ -158,6 +158,47 @@ impl fmt::Display for Route {
     }
 }
 
+/// A neighbour as it is to be.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: IpAddr,
+    /// The name of the interface on whose link it is.
+    pub device: String,
+    /// Its hardware address; `None` is for states without one, and keeps that of a neighbour who is known already.
+    pub mac: Option<Vec<u8>>,
+    /// `NUD_…`.
+    pub state: u16,
+    /// `NTF_…`.
+    pub flags: u8,
+}
+
+impl Neighbour {
+    /// Check `wanted`.
+    pub fn parse(wanted: &types::ARPNeighbor) -> Result<Neighbour, Error> {
+        let of = |field, value: &str, reason| Error::field("neighbour", field, value, reason);
+        let address = wanted.toIPAddress.as_ref().map(|to| to.address.as_str()).unwrap_or_default();
+        let state = u16::try_from(wanted.state);
+        let state = state.map_err(|_| of("state", &wanted.state.to_string(), "is none of the kernel's"))?;
+        let flags = u8::try_from(wanted.flags);
+        Ok(Neighbour {
+            address: address.parse().map_err(|_| of("toIPAddress", address, "is not an IP address"))?,
+            device: check_name(some(&wanted.device).ok_or_else(|| of("device", "", "is missing"))?)?,
+            mac: parse_mac(&wanted.lladdr).map_err(|reason| of("lladdr", &wanted.lladdr, reason))?,
+            state: if state == 0 { NUD_PERMANENT } else { state },
+            flags: flags.map_err(|_| of("flags", &wanted.flags.to_string(), "are none of the kernel's"))?,
+        })
+    }
+
+    /// Check all of `wanted`.
+    pub fn parse_all(wanted: &[types::ARPNeighbor]) -> Result<Vec<Neighbour>, Error> {
+        if wanted.len() > MAX_ENTRIES {
+            return Err(Error::field("neighbours", "number", &wanted.len().to_string(), "is more than 1024"));
+        }
+        wanted.iter().map(Neighbour::parse).collect()
+    }
+}
+
 fn some(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
@@ -171,12 +212,14 @@ fn check_name(name: &str) -> Result<String, Error> {
     }
 }
 
-fn parse_mac(text: &str) -> Result<Vec<u8>, Error> {
+/// `None` where nothing is written.
+fn parse_mac(text: &str) -> Result<Option<Vec<u8>>, &'static str> {
+    let Some(text) = some(text) else { return Ok(None) };
     // from_str_radix would take a sign too.
     let plain = |octet: &str| octet.len() == 2 && octet.bytes().all(|b| b.is_ascii_hexdigit());
     let octet = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| plain(text));
     let octets: Option<Vec<u8>> = text.split(':').map(octet).collect();
-    octets.filter(|o| o.len() == 6).ok_or_else(|| Error::field("interface", "hwAddr", text, "is not a MAC address"))
+    octets.filter(|o| o.len() == 6).map(Some).ok_or("is not a MAC address")
 }
 
 /// Six octets, or however many the link has, in hexadecimal with colons between.
@@ -248,6 +291,34 @@ mod tests {
         let plain = route(|r| r.source = "10.0.0.2".into()).unwrap();
         assert_eq!(plain.source, Some("10.0.0.2".parse().unwrap()));
         assert_eq!(plain, route(|r| r.source = "10.0.0.2/32".into()).unwrap());
+    }
+
+    #[test]
+    fn neighbours_that_make_no_sense_are_refused() {
+        let parse = |change: fn(&mut types::ARPNeighbor)| {
+            let to = types::IPAddress { address: "10.0.0.1".into(), ..types::IPAddress::new() };
+            let mut wanted = types::ARPNeighbor {
+                toIPAddress: Some(to).into(),
+                device: "eth0".into(),
+                lladdr: "02:00:00:00:00:01".into(),
+                ..types::ARPNeighbor::new()
+            };
+            change(&mut wanted);
+            Neighbour::parse(&wanted)
+        };
+        assert_eq!(parse(|_| {}).unwrap().state, NUD_PERMANENT);
+        assert_eq!(parse(|n| n.lladdr = String::new()).unwrap().mac, None);
+        for bad in [
+            parse(|n| n.toIPAddress = None.into()),
+            parse(|n| n.toIPAddress = Some(types::IPAddress::new()).into()),
+            parse(|n| n.device = String::new()),
+            parse(|n| n.lladdr = "here".into()),
+            parse(|n| n.state = -1),
+            parse(|n| n.flags = 256),
+        ] {
+            assert!(bad.unwrap_err().is_invalid());
+        }
+        assert!(Neighbour::parse_all(&vec![types::ARPNeighbor::new(); MAX_ENTRIES + 1]).unwrap_err().is_invalid());
     }
 
     #[test]

@@ -203,7 +203,12 @@ impl AgentService for Services {
     }
 
     async fn add_arp_neighbors(&self, _: &TtrpcContext, request: AddARPNeighborsRequest) -> ttrpc::Result<Empty> {
-        self.refuse("AddARPNeighbors", request).await
+        self.pass("AddARPNeighbors", request, |request| async move {
+            let request = request.into_inner();
+            blocking(move || network::add_neighbours(request.neighbors.as_ref())).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn get_ip_tables(&self, _: &TtrpcContext, request: GetIPTablesRequest) -> ttrpc::Result<GetIPTablesResponse> {
