@@ -1,9 +1,11 @@
-//! The guest as a machine: what it can do, its clock, its entropy.
+//! The guest as a machine: what it can do, its clock, its entropy, what is plugged into it.
 
 mod clock;
 mod details;
 mod entropy;
+mod hotplug;
 
 pub use clock::{ClockError, set_clock};
 pub use details::{DetailsError, details};
 pub use entropy::{EntropyError, reseed};
+pub use hotplug::{DEVICES, HotplugError, online, probe_memory};

@@ -256,7 +256,13 @@ impl AgentService for Services {
     }
 
     async fn online_cpu_mem(&self, _: &TtrpcContext, request: OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
-        self.refuse("OnlineCPUMem", request).await
+        self.pass("OnlineCPUMem", request, |request| async move {
+            let request = request.into_inner();
+            let patience = self.hotplug_timeout;
+            blocking(move || guest::online(Path::new(guest::DEVICES), &request, patience)).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn reseed_random_dev(&self, _: &TtrpcContext, request: ReseedRandomDevRequest) -> ttrpc::Result<Empty> {
@@ -281,7 +287,12 @@ impl AgentService for Services {
     }
 
     async fn mem_hotplug_by_probe(&self, _: &TtrpcContext, request: MemHotplugByProbeRequest) -> ttrpc::Result<Empty> {
-        self.refuse("MemHotplugByProbe", request).await
+        self.pass("MemHotplugByProbe", request, |request| async move {
+            let addresses = request.into_inner().memHotplugProbeAddr;
+            blocking(move || guest::probe_memory(Path::new(guest::DEVICES), &addresses)).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn set_guest_date_time(&self, _: &TtrpcContext, request: SetGuestDateTimeRequest) -> ttrpc::Result<Empty> {

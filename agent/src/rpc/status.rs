@@ -44,6 +44,9 @@ pub enum Error {
     /// The guest's details.
     #[error(transparent)]
     Details(#[from] guest::DetailsError),
+    /// Processors and memory.
+    #[error(transparent)]
+    Hotplug(#[from] guest::HotplugError),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] metrics::Error),
@@ -65,6 +68,7 @@ impl Error {
             Error::CopyFile(error) => invalid_or_internal(error.is_invalid()),
             Error::Clock(error) => invalid_or_internal(error.is_invalid()),
             Error::Entropy(error) => invalid_or_internal(error.is_invalid()),
+            Error::Hotplug(error) => of_hotplug(error),
             Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
         }
     }
@@ -116,6 +120,15 @@ fn of_storage(error: &storage::Error) -> Code {
         error if error.is_deadline() => Code::DEADLINE_EXCEEDED,
         error if error.is_exhausted() => Code::RESOURCE_EXHAUSTED,
         error => invalid_or_internal(error.is_invalid()),
+    }
+}
+
+fn of_hotplug(error: &guest::HotplugError) -> Code {
+    match error {
+        guest::HotplugError::TooFew { .. } => Code::DEADLINE_EXCEEDED,
+        guest::HotplugError::TooMany(_) => Code::INVALID_ARGUMENT,
+        guest::HotplugError::NoProbe(_) => Code::FAILED_PRECONDITION,
+        guest::HotplugError::System { .. } => Code::INTERNAL,
     }
 }
 
