@@ -4,8 +4,10 @@ mod clock;
 mod details;
 mod entropy;
 mod hotplug;
+mod swap;
 
 pub use clock::{ClockError, set_clock};
 pub use details::{DetailsError, details};
 pub use entropy::{EntropyError, reseed};
 pub use hotplug::{DEVICES, HotplugError, online, probe_memory};
+pub use swap::{SwapError, add_swap};

@@ -322,7 +322,12 @@ impl AgentService for Services {
     }
 
     async fn add_swap_path(&self, _: &TtrpcContext, request: AddSwapPathRequest) -> ttrpc::Result<Empty> {
-        self.refuse("AddSwapPath", request).await
+        self.pass("AddSwapPath", request, |request| async move {
+            let request = request.into_inner();
+            blocking(move || guest::add_swap(&request.path)).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn get_volume_stats(

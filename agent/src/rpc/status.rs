@@ -47,6 +47,9 @@ pub enum Error {
     /// Processors and memory.
     #[error(transparent)]
     Hotplug(#[from] guest::HotplugError),
+    /// Swap space.
+    #[error(transparent)]
+    Swap(#[from] guest::SwapError),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] metrics::Error),
@@ -69,6 +72,7 @@ impl Error {
             Error::Clock(error) => invalid_or_internal(error.is_invalid()),
             Error::Entropy(error) => invalid_or_internal(error.is_invalid()),
             Error::Hotplug(error) => of_hotplug(error),
+            Error::Swap(error) => invalid_or_internal(error.is_invalid()),
             Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
         }
     }

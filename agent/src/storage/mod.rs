@@ -4,7 +4,7 @@
 //! half-way. A storage whose mount point is in use already is not mounted again but counted ([`Mounts`]), as several containers of a
 //! pod name the same ones. Paths come from the host and are walked without following links.
 
-mod directory;
+pub mod directory;
 mod disks;
 mod flight;
 pub mod group;

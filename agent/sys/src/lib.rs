@@ -17,4 +17,5 @@ pub mod pidfd;
 pub mod process;
 pub mod random;
 pub mod seccomp;
+pub mod swap;
 pub mod tsc;
