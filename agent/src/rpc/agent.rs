@@ -12,7 +12,7 @@ use ttrpc::r#async::TtrpcContext;
 use super::{Services, blocking};
 use crate::copy_file::{self, CopyFile};
 use crate::metrics::Facts;
-use crate::{guest, network, stats};
+use crate::{guest, network, sandbox, stats};
 
 #[async_trait]
 impl AgentService for Services {
@@ -335,11 +335,22 @@ impl AgentService for Services {
         _: &TtrpcContext,
         request: VolumeStatsRequest,
     ) -> ttrpc::Result<csi::VolumeStatsResponse> {
-        self.refuse("GetVolumeStats", request).await
+        self.pass("GetVolumeStats", request, |request| async move {
+            let path = request.into_inner().volume_guest_path;
+            blocking(move || guest::volume_stats(Path::new(sandbox::RUN), &path)).await
+        })
+        .await
     }
 
     async fn resize_volume(&self, _: &TtrpcContext, request: ResizeVolumeRequest) -> ttrpc::Result<Empty> {
-        self.refuse("ResizeVolume", request).await
+        self.pass("ResizeVolume", request, |request| async move {
+            let request = request.into_inner();
+            let resize =
+                move || guest::resize_volume(Path::new(sandbox::RUN), &request.volume_guest_path, request.size);
+            blocking(resize).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn set_policy(&self, _: &TtrpcContext, request: SetPolicyRequest) -> ttrpc::Result<Empty> {

@@ -50,6 +50,9 @@ pub enum Error {
     /// Swap space.
     #[error(transparent)]
     Swap(#[from] guest::SwapError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] guest::VolumeError),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] metrics::Error),
@@ -73,6 +76,7 @@ impl Error {
             Error::Entropy(error) => invalid_or_internal(error.is_invalid()),
             Error::Hotplug(error) => of_hotplug(error),
             Error::Swap(error) => invalid_or_internal(error.is_invalid()),
+            Error::Volume(error) => of_volume(error),
             Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
         }
     }
@@ -133,6 +137,15 @@ fn of_hotplug(error: &guest::HotplugError) -> Code {
         guest::HotplugError::TooMany(_) => Code::INVALID_ARGUMENT,
         guest::HotplugError::NoProbe(_) => Code::FAILED_PRECONDITION,
         guest::HotplugError::System { .. } => Code::INTERNAL,
+    }
+}
+
+fn of_volume(error: &guest::VolumeError) -> Code {
+    match error {
+        guest::VolumeError::Path(error) => invalid_or_internal(error.is_invalid()),
+        guest::VolumeError::Invalid { .. } => Code::INVALID_ARGUMENT,
+        guest::VolumeError::FileSystem { .. } => Code::FAILED_PRECONDITION,
+        guest::VolumeError::System { .. } => Code::INTERNAL,
     }
 }
 

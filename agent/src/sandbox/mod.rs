@@ -34,7 +34,7 @@ const MAX_CONTAINERS: usize = 256;
 const MAX_EXEC_ID: usize = 255;
 
 /// Where hosts expect what belongs to the pod.
-const RUN: &str = "/run/kata-containers";
+pub const RUN: &str = "/run/kata-containers";
 
 /// What the pod's own storages belong to; no container can have that name.
 const OWNER: &str = ".sandbox";

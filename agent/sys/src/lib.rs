@@ -6,6 +6,7 @@ pub mod clone;
 pub mod device_mapper;
 pub mod early;
 pub mod exec;
+pub mod ext4;
 pub mod fork;
 pub mod heap;
 pub mod kvm;
