@@ -5,9 +5,10 @@
 //! request twice does the same as once, and a host may correct itself. What the kernel made (link-local addresses, the
 //! routes of addresses, those of router advertisements) is left alone.
 //!
-//! All calls block, for the kernel's answer only, except for an interface that is still to be plugged in. They act on
-//! the network namespace of the calling thread.
+//! All calls but the packet filter's block, for the kernel's answer only, except for an interface that is still to be
+//! plugged in. They act on the network namespace of the calling thread.
 
+pub mod iptables;
 mod kernel;
 mod netlink;
 mod prefix;

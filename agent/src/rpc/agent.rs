@@ -212,11 +212,20 @@ impl AgentService for Services {
     }
 
     async fn get_ip_tables(&self, _: &TtrpcContext, request: GetIPTablesRequest) -> ttrpc::Result<GetIPTablesResponse> {
-        self.refuse("GetIPTables", request).await
+        self.pass("GetIPTables", request, |request| async move {
+            let data = network::iptables::save(Path::new("/"), request.into_inner().is_ipv6).await?;
+            Ok(GetIPTablesResponse { data, ..GetIPTablesResponse::new() })
+        })
+        .await
     }
 
     async fn set_ip_tables(&self, _: &TtrpcContext, request: SetIPTablesRequest) -> ttrpc::Result<SetIPTablesResponse> {
-        self.refuse("SetIPTables", request).await
+        self.pass("SetIPTables", request, |request| async move {
+            let request = request.into_inner();
+            let data = network::iptables::restore(Path::new("/"), request.is_ipv6, &request.data).await?;
+            Ok(SetIPTablesResponse { data, ..SetIPTablesResponse::new() })
+        })
+        .await
     }
 
     async fn get_metrics(&self, _: &TtrpcContext, request: GetMetricsRequest) -> ttrpc::Result<Metrics> {

@@ -5,6 +5,7 @@
 
 use ttrpc::Code;
 
+use crate::network::iptables::FilterError;
 use crate::storage::pull::AccessError;
 use crate::{container, copy_file, guest, metrics, network, policy, sandbox, storage};
 
@@ -53,6 +54,9 @@ pub enum Error {
     /// A volume.
     #[error(transparent)]
     Volume(#[from] guest::VolumeError),
+    /// The packet filter.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] metrics::Error),
@@ -77,6 +81,7 @@ impl Error {
             Error::Hotplug(error) => of_hotplug(error),
             Error::Swap(error) => invalid_or_internal(error.is_invalid()),
             Error::Volume(error) => of_volume(error),
+            Error::Filter(error) => of_filter(error),
             Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
         }
     }
@@ -146,6 +151,15 @@ fn of_volume(error: &guest::VolumeError) -> Code {
         guest::VolumeError::Invalid { .. } => Code::INVALID_ARGUMENT,
         guest::VolumeError::FileSystem { .. } => Code::FAILED_PRECONDITION,
         guest::VolumeError::System { .. } => Code::INTERNAL,
+    }
+}
+
+fn of_filter(error: &FilterError) -> Code {
+    match error {
+        FilterError::NoTool(_) => Code::UNIMPLEMENTED,
+        FilterError::Slow(_) => Code::DEADLINE_EXCEEDED,
+        FilterError::TooMuch(_) => Code::RESOURCE_EXHAUSTED,
+        FilterError::Run { .. } | FilterError::Failed { .. } => Code::INTERNAL,
     }
 }
 
