@@ -81,6 +81,9 @@ pub enum Error {
     /// The process has no terminal.
     #[error("no tty")]
     NoTerminal,
+    /// The container has no termination log.
+    #[error("the container has no termination log")]
+    NoTerminationLog,
     /// The container is being removed.
     #[error("the container is being removed")]
     Gone,
@@ -134,6 +137,7 @@ pub struct Made {
     engine: nacre_jail::Container,
     ends: Ends,
     storages: Prepared,
+    termination_log: Option<PathBuf>,
 }
 
 impl Made {
@@ -152,13 +156,14 @@ impl Made {
         }
         let process = spec.process().as_ref().ok_or(Error::Spec("process", "is missing"))?;
         let (io, ours) = streams(process, pipe_size)?;
+        let termination_log = spec::termination_log(&spec);
         let plan = Plan::new(id, &spec, bundle)?;
         for warning in plan.warnings() {
             tracing::warn!(container = id, "{warning}");
         }
         let engine = nacre_jail::Container::create(plan, io)?;
         let ends = ends(ours, engine.init())?;
-        Ok(Made { engine, ends, storages })
+        Ok(Made { engine, ends, storages, termination_log })
     }
 }
 
@@ -170,6 +175,7 @@ pub struct Container {
     init: Arc<Process>,
     execs: Mutex<Vec<(String, Slot)>>,
     storages: Mutex<Option<Prepared>>,
+    termination_log: Option<PathBuf>,
     pipe_size: Option<usize>,
 }
 
@@ -182,7 +188,7 @@ enum Slot {
 impl Container {
     /// Take over what was made.
     pub fn new(id: &str, made: Made, pipe_size: Option<usize>) -> Result<Arc<Container>, Error> {
-        let Made { engine, ends, storages } = made;
+        let Made { engine, ends, storages, termination_log } = made;
         let engine = Arc::new(Engine(RwLock::new(Some(engine))));
         let init = Process::watch(Handle::Init(engine.clone()), ends)?;
         Ok(Arc::new(Container {
@@ -191,6 +197,7 @@ impl Container {
             init,
             execs: Mutex::default(),
             storages: Mutex::new(Some(storages)),
+            termination_log,
             pipe_size,
         }))
     }
@@ -198,6 +205,11 @@ impl Container {
     /// The first process's number in the guest.
     pub fn pid(&self) -> i32 {
         self.init.pid()
+    }
+
+    /// The file in the guest to which it says why it ended.
+    pub fn termination_log(&self) -> Result<&Path, Error> {
+        self.termination_log.as_deref().ok_or(Error::NoTerminationLog)
     }
 
     /// Let the first process run its program.

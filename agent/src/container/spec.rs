@@ -18,6 +18,9 @@ const ARGS: &str = "dev.nacre.process.args";
 /// `user[:group]`, in place of the image's.
 const USER: &str = "dev.nacre.process.user";
 
+/// Where in the container Kubernetes has its termination log.
+const TERMINATION_LOG: &str = "io.kubernetes.container.terminationMessagePath";
+
 /// The longest of our annotations' values.
 const MAX_VALUE: usize = 256;
 
@@ -102,6 +105,13 @@ pub fn merge_image(spec: &mut Spec, config: &ImageConfiguration, rootfs: &Path) 
     merge::process(&config, process, rule, std::os::fd::AsFd::as_fd(&directory)).map_err(Error::Merge)
 }
 
+/// The file in the guest that the container has mounted as its termination log.
+pub fn termination_log(spec: &Spec) -> Option<PathBuf> {
+    let destination = Path::new(spec.annotations().as_ref()?.get(TERMINATION_LOG)?);
+    let mount = spec.mounts().as_ref()?.iter().find(|mount| mount.destination() == destination)?;
+    mount.source().clone()
+}
+
 fn args_rule(annotations: &HashMap<String, String>) -> Result<ArgsRule, Error> {
     match annotation(annotations, ARGS)? {
         None | Some("full") => Ok(ArgsRule::Full),
@@ -120,6 +130,7 @@ fn annotation<'a>(annotations: &'a HashMap<String, String>, key: &'static str) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oci_spec::runtime::Mount;
 
     fn spec(namespaces: &[LinuxNamespaceType]) -> Spec {
         let mut spec = Spec::default();
@@ -174,6 +185,20 @@ mod tests {
         hooks.set_poststop(Some(vec![Default::default()]));
         spec.set_hooks(Some(hooks));
         assert!(matches!(join(&mut spec, &Namespaces::default()), Err(Error::Spec("hooks", _))));
+    }
+
+    #[test]
+    fn a_termination_log_is_a_mount_that_an_annotation_names() {
+        let mut spec = Spec::default();
+        let mut mount = Mount::default();
+        mount.set_destination("/dev/termination-log".into()).set_source(Some("/run/log".into()));
+        spec.set_mounts(Some(vec![Mount::default(), mount]));
+        assert_eq!(termination_log(&spec), None);
+        let annotation = |path: &str| Some([(TERMINATION_LOG.to_string(), path.to_string())].into());
+        spec.set_annotations(annotation("/dev/termination-log"));
+        assert_eq!(termination_log(&spec), Some("/run/log".into()));
+        spec.set_annotations(annotation("/elsewhere"));
+        assert_eq!(termination_log(&spec), None);
     }
 
     #[test]

@@ -116,7 +116,14 @@ impl AgentService for Services {
         _: &TtrpcContext,
         request: GetDiagnosticDataRequest,
     ) -> ttrpc::Result<GetDiagnosticDataResponse> {
-        self.refuse("GetDiagnosticData", request).await
+        self.pass("GetDiagnosticData", request, |request| async move {
+            let request = request.into_inner();
+            guest::check_kind(&request.log_type)?;
+            let log = self.sandbox.container(&request.container_id)?.termination_log()?.to_string_lossy().into_owned();
+            let data = blocking(move || guest::termination_log(Path::new(copy_file::ROOT), &log)).await?;
+            Ok(GetDiagnosticDataResponse { data, ..GetDiagnosticDataResponse::new() })
+        })
+        .await
     }
 
     async fn write_stdin(&self, _: &TtrpcContext, request: WriteStreamRequest) -> ttrpc::Result<WriteStreamResponse> {

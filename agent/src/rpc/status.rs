@@ -57,6 +57,9 @@ pub enum Error {
     /// The packet filter.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// What a container left.
+    #[error(transparent)]
+    Diagnostics(#[from] guest::DiagnosticsError),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] metrics::Error),
@@ -82,6 +85,7 @@ impl Error {
             Error::Swap(error) => invalid_or_internal(error.is_invalid()),
             Error::Volume(error) => of_volume(error),
             Error::Filter(error) => of_filter(error),
+            Error::Diagnostics(error) => of_diagnostics(error),
             Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
         }
     }
@@ -109,7 +113,7 @@ fn of_container(error: &container::Error) -> Code {
         container::Error::Exists(_) => Code::ALREADY_EXISTS,
         container::Error::TooMany => Code::RESOURCE_EXHAUSTED,
         container::Error::NoTerminal => Code::UNAVAILABLE,
-        container::Error::Gone => Code::FAILED_PRECONDITION,
+        container::Error::Gone | container::Error::NoTerminationLog => Code::FAILED_PRECONDITION,
         container::Error::Engine(error) => of_engine(error),
         container::Error::Release(error) => of_storage(error),
         container::Error::Rootfs { .. }
@@ -160,6 +164,14 @@ fn of_filter(error: &FilterError) -> Code {
         FilterError::Slow(_) => Code::DEADLINE_EXCEEDED,
         FilterError::TooMuch(_) => Code::RESOURCE_EXHAUSTED,
         FilterError::Run { .. } | FilterError::Failed { .. } => Code::INTERNAL,
+    }
+}
+
+fn of_diagnostics(error: &guest::DiagnosticsError) -> Code {
+    match error {
+        guest::DiagnosticsError::Kind(_) => Code::INVALID_ARGUMENT,
+        guest::DiagnosticsError::Path(error) => invalid_or_internal(error.is_invalid()),
+        guest::DiagnosticsError::Read { .. } => Code::INTERNAL,
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use nacre_protocol::agent::{
-    GetOOMEventRequest, ListInterfacesRequest, ListRoutesRequest, RemoveContainerRequest, SetPolicyRequest,
-    StartContainerRequest, WaitProcessRequest,
+    AddARPNeighborsRequest, AddSwapPathRequest, GetDiagnosticDataRequest, GetOOMEventRequest, ListInterfacesRequest,
+    ListRoutesRequest, MemHotplugByProbeRequest, RemoveContainerRequest, ResizeVolumeRequest, SetPolicyRequest,
+    StartContainerRequest, VolumeStatsRequest, WaitProcessRequest,
 };
 use nacre_protocol::agent_ttrpc::AgentService;
 use nacre_protocol::health::CheckRequest;
@@ -91,6 +92,29 @@ async fn unknown_containers_are_the_callers_mistake() {
     let request = RemoveContainerRequest { container_id: "x".into(), ..RemoveContainerRequest::new() };
     let (_, text) = code(services.remove_container(&context(), request).await);
     assert!(text.contains("not found"), "{text}"); // hosts take that for "removed already"
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_the_callers_mistake() {
+    let (services, _ready) = services(Policy::allow_all());
+    let context = context();
+    let neighbours = services.add_arp_neighbors(&context, AddARPNeighborsRequest::new()).await;
+    let addresses = MemHotplugByProbeRequest { memHotplugProbeAddr: vec![0; 1 << 17], ..Default::default() };
+    let path = || "/etc/passwd".to_string();
+    let swap = AddSwapPathRequest { path: path(), ..Default::default() };
+    let stats = VolumeStatsRequest { volume_guest_path: path(), ..Default::default() };
+    let resize = ResizeVolumeRequest { volume_guest_path: path(), ..Default::default() };
+    let data = GetDiagnosticDataRequest { log_type: "dmesg".into(), ..Default::default() };
+    for ((code, text), expected) in [
+        (code(neighbours), "empty add arp neighbours request"),
+        (code(services.mem_hotplug_by_probe(&context, addresses).await), "131072 memory blocks"),
+        (code(services.add_swap_path(&context, swap).await), "is no block device"),
+        (code(services.get_volume_stats(&context, stats).await), "is not below"),
+        (code(services.resize_volume(&context, resize).await), "is not below"),
+        (code(services.get_diagnostic_data(&context, data).await), "log_type \"dmesg\""),
+    ] {
+        assert!(code == Code::INVALID_ARGUMENT && text.contains(expected), "{code:?} {text}");
+    }
 }
 
 #[tokio::test]
