@@ -103,6 +103,16 @@ impl Process {
         Client::connect(&Address::Unix(Process::socket(self.dir.path()))).await
     }
 
+    /// The agent itself, below the shell and `unshare` that started it.
+    ///
+    /// # Errors
+    /// An agent that has ended.
+    pub fn pid(&self) -> Result<u32> {
+        let children = |pid: u32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let first = |pid: u32| children(pid).split_ascii_whitespace().next()?.parse().ok();
+        first(self.child.id()).and_then(first).context("the agent is gone")
+    }
+
     /// What it logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()

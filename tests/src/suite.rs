@@ -125,21 +125,37 @@ pub fn spec_json(id: &str, root: &str, args: &[&str], terminal: bool) -> serde_j
 
 async fn create(client: &Client, id: &str, args: &[&str], terminal: bool) -> Result<()> {
     let root = root_file_system(client, id).await?;
+    create_in(client, &root, id, args, terminal).await
+}
+
+/// Creates a container in the root file system `root`.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn create_in(client: &Client, root: &str, id: &str, args: &[&str], terminal: bool) -> Result<()> {
     let request = request!(CreateContainerRequest {
         container_id: id.into(),
         exec_id: id.into(),
-        OCI: Some(spec(id, &root, args, terminal)?).into(),
+        OCI: Some(spec(id, root, args, terminal)?).into(),
     });
     client.agent.create_container(limit(), &request).await?;
     Ok(())
 }
 
-async fn start(client: &Client, id: &str) -> Result<()> {
+/// Starts a container.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn start(client: &Client, id: &str) -> Result<()> {
     client.agent.start_container(limit(), &request!(StartContainerRequest { container_id: id.into() })).await?;
     Ok(())
 }
 
-async fn exec(client: &Client, id: &str, exec: &str, args: &[&str]) -> ttrpc::Result<()> {
+/// Runs one more program in a container.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn exec(client: &Client, id: &str, exec: &str, args: &[&str]) -> ttrpc::Result<()> {
     let process = request!(OciProcess {
         Args: args.iter().map(ToString::to_string).collect(),
         Env: vec!["PATH=/bin".into()],
@@ -152,13 +168,20 @@ async fn exec(client: &Client, id: &str, exec: &str, args: &[&str]) -> ttrpc::Re
 
 use oci::Process as OciProcess;
 
-async fn wait(client: &Client, id: &str, exec: &str) -> Result<i32> {
+/// Awaits a program's end; its status.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn wait(client: &Client, id: &str, exec: &str) -> Result<i32> {
     let request = request!(WaitProcessRequest { container_id: id.into(), exec_id: exec.into() });
     Ok(client.agent.wait_process(limit(), &request).await?.status)
 }
 
 /// Everything that is left of a program's standard output.
-async fn read_out(client: &Client, id: &str, exec: &str) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// A call that was refused.
+pub async fn read_out(client: &Client, id: &str, exec: &str) -> Result<Vec<u8>> {
     let request = request!(ReadStreamRequest { container_id: id.into(), exec_id: exec.into(), len: 32 << 10 });
     let mut all = Vec::new();
     loop {
@@ -170,7 +193,11 @@ async fn read_out(client: &Client, id: &str, exec: &str) -> Result<Vec<u8>> {
     }
 }
 
-async fn remove(client: &Client, id: &str) -> Result<()> {
+/// Removes a container.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn remove(client: &Client, id: &str) -> Result<()> {
     client.agent.remove_container(limit(), &request!(RemoveContainerRequest { container_id: id.into() })).await?;
     Ok(())
 }
@@ -180,12 +207,7 @@ async fn remove(client: &Client, id: &str) -> Result<()> {
 /// # Errors
 /// A call that was refused.
 pub async fn life_of_true(client: &Client, id: &str, root: &str) -> Result<()> {
-    let request = request!(CreateContainerRequest {
-        container_id: id.into(),
-        exec_id: id.into(),
-        OCI: Some(spec(id, root, &["busybox", "true"], false)?).into(),
-    });
-    client.agent.create_container(limit(), &request).await?;
+    create_in(client, root, id, &["busybox", "true"], false).await?;
     start(client, id).await?;
     ensure!(wait(client, id, id).await? == 0, "true is not true");
     remove(client, id).await

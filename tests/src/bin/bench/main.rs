@@ -1,5 +1,6 @@
 //! `make bench`: sizes, boot, memory and speed, measured now; beside a named peer where there is one, turn by turn in the same run.
 
+mod agent;
 mod guest;
 mod jail;
 mod limiter;
@@ -22,7 +23,6 @@ use serde::Serialize;
 
 /// How often each is measured.
 const BOOTS: usize = 9;
-const CALLS: usize = 500;
 const RUNS: usize = 25;
 
 /// Measures Nacre.
@@ -93,14 +93,14 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start")?;
     let mut all = Vec::new();
     let wanted = |names: &[&str]| names.iter().any(|name| name.starts_with(&args.only));
-    if wanted(&["size.agent", "size.initrd", "size.kernel"]) {
+    if wanted(&agent::NAMES) {
+        all.extend(runtime.block_on(agent::measure(&args.dist, |name| name.starts_with(&args.only)))?);
+    }
+    if wanted(&["size.initrd", "size.kernel"]) {
         all.extend(sizes(&args.dist)?);
     }
     if wanted(&["boot.kernel_to_init", "boot.kernel_to_check", "mem.agent_idle_pss", "mem.host_overhead"]) {
         all.extend(runtime.block_on(boots(&args.dist))?);
-    }
-    if wanted(&["rpc.check"]) {
-        all.push(runtime.block_on(checks(&args.dist))?);
     }
     if wanted(&["container.run_true"]) {
         all.push(runtime.block_on(run_true(&args.dist))?);
@@ -148,11 +148,7 @@ fn sizes(dist: &Path) -> Result<Vec<Measured>> {
         let meta = fs::metadata(dist.join(path)).with_context(|| format!("look at {path}"))?;
         Ok(Measured::one(name, "bytes", meta.len() as f64))
     };
-    Ok(vec![
-        size("size.agent", "bin/nacre-agent")?,
-        size("size.initrd", "share/nacre/minimal.initrd")?,
-        size("size.kernel", "share/nacre/vmlinux")?,
-    ])
+    Ok(vec![size("size.initrd", "share/nacre/minimal.initrd")?, size("size.kernel", "share/nacre/vmlinux")?])
 }
 
 /// Boots: times by the guest's clock, from the start of its kernel. The last step, from the guest's call to an answered `Check`, is added
@@ -205,25 +201,13 @@ fn host_overhead() -> Result<f64> {
     Ok(kib)
 }
 
-async fn checks(dist: &Path) -> Result<Measured> {
-    let agent = Process::start(&dist.join("bin/nacre-agent"))?;
-    let client = agent.connect().await?;
-    let mut times = Vec::new();
-    for _ in 0..CALLS {
-        let begun = Instant::now();
-        client.health.check(limit(), &CheckRequest::new()).await.context("check")?;
-        times.push(begun.elapsed().as_secs_f64() * 1e6);
-    }
-    Ok(Measured::many("rpc.check", "µs", &mut times))
-}
-
 /// The life of `true`: create, start, wait, remove, over the wire; beside runc, which makes the same container from a command line.
 async fn run_true(dist: &Path) -> Result<Measured> {
     let agent = Process::start(&dist.join("bin/nacre-agent"))?;
     let client = agent.connect().await?;
     let root = suite::root_file_system(&client, "bench").await?;
     let bundle = tempfile::tempdir().context("make a bundle")?;
-    let runc = bundle_for_runc(bundle.path())?;
+    let runc = bundle_for_runc(bundle.path(), &["busybox", "true"])?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for number in 0..RUNS {
         let begun = Instant::now();
@@ -246,14 +230,14 @@ async fn run_true(dist: &Path) -> Result<Measured> {
 }
 
 /// `false` when runc is not installed.
-fn bundle_for_runc(dir: &Path) -> Result<bool> {
+fn bundle_for_runc(dir: &Path, args: &[&str]) -> Result<bool> {
     if Command::new("runc").arg("--version").stdout(Stdio::null()).status().is_err() {
         return Ok(false);
     }
     let bin = dir.join("rootfs/bin");
     fs::create_dir_all(&bin).context("make a bundle")?;
     fs::copy("/bin/busybox", bin.join("busybox")).context("copy busybox")?;
-    let spec = suite::spec_json("bench", "rootfs", &["busybox", "true"], false);
+    let spec = suite::spec_json("bench", "rootfs", args, false);
     fs::write(dir.join("config.json"), spec.to_string()).context("write a bundle")?;
     Ok(true)
 }
