@@ -461,6 +461,9 @@ async fn metrics_are_prometheus_text(client: &Client) -> Result<()> {
         count += 1;
     }
     ensure!(count > 10, "only {count} samples");
+    // The scrape itself is counted when it has been answered.
+    let metrics = client.agent.get_metrics(limit(), &GetMetricsRequest::new()).await?.metrics;
+    ensure!(metrics.contains(r#"nacre_rpc_seconds_count{rpc="GetMetrics"}"#), "calls are not counted");
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! Metrics of agent and guest, as Prometheus text (format 0.0.4).
 //!
 //! The names are Kata's, so that its dashboards keep working; ours begin with `nacre_`. Everything is read from procfs when it is
-//! asked for: nothing is kept but the number of times.
+//! asked for: nothing is kept but how often that was, and how long requests took.
 
+mod calls;
 mod procfs;
 mod text;
 
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nacre_protocol::nacre::BootTimes;
+
+pub use calls::Calls;
 
 use text::{Kind, Text};
 
@@ -39,6 +42,8 @@ pub struct Facts {
 pub struct Metrics {
     proc: PathBuf,
     scrapes: AtomicU64,
+    /// How long requests take.
+    pub calls: Calls,
 }
 
 impl Default for Metrics {
@@ -54,7 +59,7 @@ impl Metrics {
     }
 
     fn of(proc: &Path) -> Metrics {
-        Metrics { proc: proc.into(), scrapes: AtomicU64::new(0) }
+        Metrics { proc: proc.into(), scrapes: AtomicU64::new(0), calls: Calls::default() }
     }
 
     /// All metrics as they are now. Blocks.
@@ -66,6 +71,7 @@ impl Metrics {
         self.agent(&mut text)?;
         self.guest(&mut text)?;
         ours(&mut text, facts);
+        self.calls.write(&mut text);
         Ok(text.into_string())
     }
 

@@ -9,6 +9,8 @@ pub enum Kind {
     Counter,
     /// May change either way.
     Gauge,
+    /// Counts of durations within bounds.
+    Histogram,
 }
 
 /// The text as it grows.
@@ -25,6 +27,7 @@ impl Text {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         self.family = name;
@@ -32,7 +35,13 @@ impl Text {
 
     /// One sample of the current family.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.part("", labels, value);
+    }
+
+    /// The same, of a family of histograms: their parts have names that end in `suffix`.
+    pub fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
         self.text.push_str(self.family);
+        self.text.push_str(suffix);
         for (i, (name, value)) in labels.iter().enumerate() {
             let _ = write!(self.text, "{}{name}=\"{}\"", if i == 0 { '{' } else { ',' }, escape(value));
         }

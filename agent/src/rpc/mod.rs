@@ -69,6 +69,7 @@ impl Services {
             Ok(request) => serve(request).await,
             Err(denied) => Err(denied.into()),
         };
+        self.metrics.calls.count(name, begun.elapsed(), result.is_ok());
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         match result {
             Ok(answer) => {
