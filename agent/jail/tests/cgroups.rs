@@ -264,7 +264,7 @@ fn device_rules_change_under_a_running_container() {
 #[test]
 fn a_frozen_container_does_nothing_until_it_is_thawed() {
     let Some(bundle) = bundle() else { return };
-    let container = started(&bundle, "frozen", spec("while true; do echo > /dev/null; done"));
+    let container = started(&bundle, "thawed", spec("while true; do echo > /dev/null; done"));
     container.pause().unwrap();
     assert_eq!(container.status().unwrap(), Status::Paused);
     let used = || container.stats().unwrap().cpu.total;
