@@ -4,14 +4,16 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nacre_protocol::agent::{
-    CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, ListInterfacesRequest,
-    ListRoutesRequest, PauseContainerRequest, ReadStreamRequest, RemoveContainerRequest, ReseedRandomDevRequest,
-    Routes, SetPolicyRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest,
-    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+    AddSwapRequest, CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest,
+    DestroySandboxRequest, ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest,
+    ListInterfacesRequest, ListRoutesRequest, PauseContainerRequest, ReadStreamRequest, RemoveContainerRequest,
+    ReseedRandomDevRequest, ResumeContainerRequest, Routes, SetPolicyRequest, SignalProcessRequest,
+    StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
+    WaitProcessRequest, WriteStreamRequest,
 };
 use nacre_protocol::health::CheckRequest;
 use nacre_protocol::oci;
@@ -36,6 +38,10 @@ pub const CASES: &[(&str, Case)] = &[
     ("input_reaches_the_program_and_ends", |c| Box::pin(input_reaches_the_program_and_ends(c))),
     ("more_programs_run_in_a_container", |c| Box::pin(more_programs_run_in_a_container(c))),
     ("signals_end_programs", |c| Box::pin(signals_end_programs(c))),
+    ("a_paused_container_stands_still_until_it_is_resumed", |c| {
+        Box::pin(a_paused_container_stands_still_until_it_is_resumed(c))
+    }),
+    ("a_paused_container_can_be_killed_and_removed", |c| Box::pin(a_paused_container_can_be_killed_and_removed(c))),
     ("a_terminal_has_the_size_it_is_given", |c| Box::pin(a_terminal_has_the_size_it_is_given(c))),
     ("usage_is_counted", |c| Box::pin(usage_is_counted(c))),
     ("bad_requests_name_what_is_wrong", |c| Box::pin(bad_requests_name_what_is_wrong(c))),
@@ -256,10 +262,9 @@ async fn boot_times_are_in_order(client: &Client) -> Result<()> {
 }
 
 async fn what_is_not_offered_is_unimplemented(client: &Client) -> Result<()> {
-    let pause = request!(PauseContainerRequest { container_id: "x".into() });
     for (name, result) in [
-        ("PauseContainer", client.agent.pause_container(limit(), &pause).await.map(drop)),
         ("GetOOMEvent", client.agent.get_oom_event(limit(), &GetOOMEventRequest::new()).await.map(drop)),
+        ("AddSwap", client.agent.add_swap(limit(), &AddSwapRequest::new()).await.map(drop)),
     ] {
         let (code, text) = refusal(result).context(name)?;
         ensure!(code == Code::UNIMPLEMENTED && text.contains(name), "{name}: {code:?} {text}");
@@ -341,6 +346,66 @@ async fn signals_end_programs(client: &Client) -> Result<()> {
     send("signal", 9).await?;
     ensure!(wait(client, "signal", "signal").await? == 137, "another code");
     remove(client, "signal").await
+}
+
+async fn pause(client: &Client, id: &str) -> ttrpc::Result<()> {
+    client.agent.pause_container(limit(), &request!(PauseContainerRequest { container_id: id.into() })).await.map(drop)
+}
+
+async fn resume(client: &Client, id: &str) -> ttrpc::Result<()> {
+    let request = request!(ResumeContainerRequest { container_id: id.into() });
+    client.agent.resume_container(limit(), &request).await.map(drop)
+}
+
+async fn a_paused_container_stands_still_until_it_is_resumed(client: &Client) -> Result<()> {
+    create(client, "still", &["busybox", "sh", "-c", "read line; echo $line"], false).await?;
+    let (code, text) = refusal(resume(client, "still").await)?;
+    ensure!(code == Code::FAILED_PRECONDITION && text.contains("created, not paused"), "{code:?} {text}");
+    // Before its start, too.
+    pause(client, "still").await?;
+    let (code, _) = refusal(
+        client.agent.start_container(limit(), &request!(StartContainerRequest { container_id: "still".into() })).await,
+    )?;
+    ensure!(code == Code::FAILED_PRECONDITION, "{code:?}");
+    resume(client, "still").await?;
+    start(client, "still").await?;
+    pause(client, "still").await?;
+    let (code, text) = refusal(pause(client, "still").await)?;
+    ensure!(code == Code::FAILED_PRECONDITION && text.contains("current status is: paused"), "{code:?} {text}");
+    let (code, text) = refusal(exec(client, "still", "more", &["busybox", "true"]).await)?;
+    ensure!(code == Code::FAILED_PRECONDITION && text.contains("paused"), "{code:?} {text}");
+    // Whoever talks to it or to another does not wait for it.
+    let write = request!(WriteStreamRequest {
+        container_id: "still".into(),
+        exec_id: "still".into(),
+        data: b"hear\n".to_vec()
+    });
+    client.agent.write_stdin(limit(), &write).await?;
+    let other = run(client, "moving", &["busybox", "true"]).await?;
+    ensure!(other.code == 0, "{other:?}");
+    resume(client, "still").await?;
+    ensure!(wait(client, "still", "still").await? == 0, "it failed");
+    ensure!(read_out(client, "still", "still").await? == b"hear\n", "another output");
+    let (code, text) = refusal(pause(client, "still").await)?;
+    ensure!(code == Code::FAILED_PRECONDITION && text.contains("current status is: stopped"), "{code:?} {text}");
+    remove(client, "still").await
+}
+
+async fn a_paused_container_can_be_killed_and_removed(client: &Client) -> Result<()> {
+    for (id, exec) in [("frozen0", Some("")), ("frozen1", Some("frozen1")), ("frozen2", None)] {
+        create(client, id, &["busybox", "sleep", "1000"], false).await?;
+        start(client, id).await?;
+        pause(client, id).await?;
+        if let Some(exec) = exec {
+            let kill = request!(SignalProcessRequest { container_id: id.into(), exec_id: exec.into(), signal: 9u32 });
+            client.agent.signal_process(limit(), &kill).await?;
+            ensure!(wait(client, id, id).await? == 137, "another code");
+        }
+        let begun = Instant::now();
+        remove(client, id).await?;
+        ensure!(begun.elapsed() < Duration::from_secs(5), "removed after {:?}", begun.elapsed());
+    }
+    Ok(())
 }
 
 async fn a_terminal_has_the_size_it_is_given(client: &Client) -> Result<()> {

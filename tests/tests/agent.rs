@@ -40,6 +40,8 @@ cases!(
     input_reaches_the_program_and_ends,
     more_programs_run_in_a_container,
     signals_end_programs,
+    a_paused_container_stands_still_until_it_is_resumed,
+    a_paused_container_can_be_killed_and_removed,
     a_terminal_has_the_size_it_is_given,
     usage_is_counted,
     bad_requests_name_what_is_wrong,

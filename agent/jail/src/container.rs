@@ -45,7 +45,7 @@ pub enum Status {
     Created,
     /// Its program runs.
     Running,
-    /// Its program is frozen.
+    /// Its first process is frozen, at the start gate or in its program.
     Paused,
     /// Its first process has ended.
     Stopped,
@@ -292,10 +292,10 @@ impl Container {
         if self.init.has_ended()? {
             return Ok(Status::Stopped);
         }
-        if self.init.is_waiting() {
-            return Ok(Status::Created);
+        if self.cgroup.get()?.is_frozen() {
+            return Ok(Status::Paused);
         }
-        Ok(if self.cgroup.get()?.is_frozen() { Status::Paused } else { Status::Running })
+        Ok(if self.init.is_waiting() { Status::Created } else { Status::Running })
     }
 
     /// Runs one more process in the container; `descriptors` of the caller's, from 3 on, reach it. Returns once its program runs.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use nacre_jail::{Io, LineEnds, Plan};
+use nacre_jail::{Io, LineEnds, Plan, Status};
 use oci_spec::runtime;
 use tokio::task::spawn_blocking;
 
@@ -87,6 +87,15 @@ pub enum Error {
     /// The container is being removed.
     #[error("the container is being removed")]
     Gone,
+    /// Only what waits or runs can be paused.
+    #[error("failed to pause container: current status is: {0}")]
+    NotRunning(Status),
+    /// Only what is paused can be resumed.
+    #[error("container status is: {0}, not paused")]
+    NotPaused(Status),
+    /// Nothing begins in a container that is paused.
+    #[error("the container is paused")]
+    Paused,
     /// A storage was not released.
     #[error("release the container's storages")]
     Release(#[source] storage::Error),
@@ -112,6 +121,14 @@ impl Engine {
     ) -> Result<T, Error> {
         let container = self.0.try_read().map_err(|_| Error::Gone)?;
         Ok(act(container.as_ref().ok_or(Error::Gone)?)?)
+    }
+
+    /// A process that begins in a frozen cgroup would keep whoever waits for it, and a thread, until somebody thaws it.
+    fn refuse_paused(&self) -> Result<(), Error> {
+        match self.with(nacre_jail::Container::status)? {
+            Status::Paused => Err(Error::Paused),
+            _ => Ok(()),
+        }
     }
 
     /// Waits for calls that are under way.
@@ -214,7 +231,29 @@ impl Container {
 
     /// Let the first process run its program.
     pub async fn start(&self) -> Result<(), Error> {
-        self.blocking(|engine| engine.with(nacre_jail::Container::start)).await
+        self.blocking(|engine| {
+            engine.refuse_paused()?;
+            engine.with(nacre_jail::Container::start)
+        })
+        .await
+    }
+
+    /// Stop its processes where they are.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.blocking(|engine| match engine.with(nacre_jail::Container::status)? {
+            Status::Created | Status::Running => engine.with(nacre_jail::Container::pause),
+            status => Err(Error::NotRunning(status)),
+        })
+        .await
+    }
+
+    /// Let its processes go on.
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.blocking(|engine| match engine.with(nacre_jail::Container::status)? {
+            Status::Paused => engine.with(nacre_jail::Container::resume),
+            status => Err(Error::NotPaused(status)),
+        })
+        .await
     }
 
     /// The counters of its cgroup.
@@ -238,6 +277,7 @@ impl Container {
         let name = self.reserve(exec)?;
         let pipe_size = self.pipe_size;
         let made = self.blocking(move |engine| {
+            engine.refuse_paused()?;
             let (io, ours) = streams(&process, pipe_size)?;
             let stray = Stray(Some(engine.with(|container| container.exec(&process, io, 0))?));
             let ends = stray.0.as_ref().map(|process| ends(ours, process)).ok_or(Error::Task)??;
@@ -255,7 +295,16 @@ impl Container {
             return self.blocking(move |engine| engine.with(|container| container.signal_all(signal))).await;
         }
         let process = self.process(exec)?;
-        process.signal(signal, Arc::ptr_eq(&process, &self.init))
+        let is_init = Arc::ptr_eq(&process, &self.init);
+        process.signal(signal, is_init)?;
+        if signal != SIGKILL || !is_init || nacre_jail::has_unified_cgroups() {
+            return Ok(());
+        }
+        // On cgroup v1 what is frozen dies only once thawed.
+        match self.resume().await {
+            Err(Error::NotPaused(_) | Error::Gone) => Ok(()),
+            resumed => resumed,
+        }
     }
 
     /// Kill everything, and undo what creating the container made, to the end whatever fails on the way.

@@ -96,11 +96,21 @@ impl AgentService for Services {
     }
 
     async fn pause_container(&self, _: &TtrpcContext, request: PauseContainerRequest) -> ttrpc::Result<Empty> {
-        self.refuse("PauseContainer", request).await
+        self.pass("PauseContainer", request, |request| async move {
+            let request = request.into_inner();
+            self.sandbox.container(&request.container_id)?.pause().await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn resume_container(&self, _: &TtrpcContext, request: ResumeContainerRequest) -> ttrpc::Result<Empty> {
-        self.refuse("ResumeContainer", request).await
+        self.pass("ResumeContainer", request, |request| async move {
+            let request = request.into_inner();
+            self.sandbox.container(&request.container_id)?.resume().await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn remove_stale_virtiofs_share_mounts(

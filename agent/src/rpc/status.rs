@@ -113,7 +113,11 @@ fn of_container(error: &container::Error) -> Code {
         container::Error::Exists(_) => Code::ALREADY_EXISTS,
         container::Error::TooMany => Code::RESOURCE_EXHAUSTED,
         container::Error::NoTerminal => Code::UNAVAILABLE,
-        container::Error::Gone | container::Error::NoTerminationLog => Code::FAILED_PRECONDITION,
+        container::Error::Gone
+        | container::Error::NoTerminationLog
+        | container::Error::NotRunning(_)
+        | container::Error::NotPaused(_)
+        | container::Error::Paused => Code::FAILED_PRECONDITION,
         container::Error::Engine(error) => of_engine(error),
         container::Error::Release(error) => of_storage(error),
         container::Error::Rootfs { .. }
