@@ -10,16 +10,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nacre_protocol::agent::{
     AddSwapRequest, CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest,
     DestroySandboxRequest, ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest,
-    ListInterfacesRequest, ListRoutesRequest, PauseContainerRequest, ReadStreamRequest, RemoveContainerRequest,
-    ReseedRandomDevRequest, ResumeContainerRequest, Routes, SetPolicyRequest, SignalProcessRequest,
-    StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
-    WaitProcessRequest, WriteStreamRequest,
+    ListInterfacesRequest, ListRoutesRequest, MemAgentMemcgConfig, PauseContainerRequest, ReadStreamRequest,
+    RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest, Routes, SetPolicyRequest,
+    SignalProcessRequest, StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest, UpdateInterfaceRequest,
+    UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use nacre_protocol::health::CheckRequest;
 use nacre_protocol::oci;
 use nacre_protocol::types::{IPAddress, IPFamily, Interface, Route};
 use nacre_protocol::{convert, nacre};
 use serde_json::json;
+use ttrpc::context::with_timeout;
 use ttrpc::{Code, Error};
 
 use crate::agent::{Client, MAC, limit};
@@ -42,6 +43,7 @@ pub const CASES: &[(&str, Case)] = &[
         Box::pin(a_paused_container_stands_still_until_it_is_resumed(c))
     }),
     ("a_paused_container_can_be_killed_and_removed", |c| Box::pin(a_paused_container_can_be_killed_and_removed(c))),
+    ("every_kill_for_want_of_memory_is_told", |c| Box::pin(every_kill_for_want_of_memory_is_told(c))),
     ("a_terminal_has_the_size_it_is_given", |c| Box::pin(a_terminal_has_the_size_it_is_given(c))),
     ("usage_is_counted", |c| Box::pin(usage_is_counted(c))),
     ("bad_requests_name_what_is_wrong", |c| Box::pin(bad_requests_name_what_is_wrong(c))),
@@ -139,13 +141,20 @@ async fn create(client: &Client, id: &str, args: &[&str], terminal: bool) -> Res
 /// # Errors
 /// A call that was refused.
 pub async fn create_in(client: &Client, root: &str, id: &str, args: &[&str], terminal: bool) -> Result<()> {
-    let request = request!(CreateContainerRequest {
-        container_id: id.into(),
-        exec_id: id.into(),
-        OCI: Some(spec(id, root, args, terminal)?).into(),
-    });
+    create_of(client, id, spec(id, root, args, terminal)?).await
+}
+
+async fn create_of(client: &Client, id: &str, spec: oci::Spec) -> Result<()> {
+    let request =
+        request!(CreateContainerRequest { container_id: id.into(), exec_id: id.into(), OCI: Some(spec).into() });
     client.agent.create_container(limit(), &request).await?;
     Ok(())
+}
+
+/// Limits of memory and nothing else.
+fn memory(limit: i64) -> LinuxResources {
+    let memory = request!(LinuxMemory { Limit: limit, Swap: limit });
+    request!(LinuxResources { Memory: Some(memory).into() })
 }
 
 /// Starts a container.
@@ -172,7 +181,7 @@ pub async fn exec(client: &Client, id: &str, exec: &str, args: &[&str]) -> ttrpc
     client.agent.exec_process(limit(), &request).await.map(drop)
 }
 
-use oci::Process as OciProcess;
+use oci::{LinuxMemory, LinuxResources, Process as OciProcess};
 
 /// Awaits a program's end; its status.
 ///
@@ -263,7 +272,7 @@ async fn boot_times_are_in_order(client: &Client) -> Result<()> {
 
 async fn what_is_not_offered_is_unimplemented(client: &Client) -> Result<()> {
     for (name, result) in [
-        ("GetOOMEvent", client.agent.get_oom_event(limit(), &GetOOMEventRequest::new()).await.map(drop)),
+        ("MemAgentMemcgSet", client.agent.mem_agent_memcg_set(limit(), &MemAgentMemcgConfig::new()).await.map(drop)),
         ("AddSwap", client.agent.add_swap(limit(), &AddSwapRequest::new()).await.map(drop)),
     ] {
         let (code, text) = refusal(result).context(name)?;
@@ -405,6 +414,39 @@ async fn a_paused_container_can_be_killed_and_removed(client: &Client) -> Result
         remove(client, id).await?;
         ensure!(begun.elapsed() < Duration::from_secs(5), "removed after {:?}", begun.elapsed());
     }
+    Ok(())
+}
+
+/// Waits for it for so many milliseconds.
+async fn oom_event(client: &Client, milliseconds: i64) -> ttrpc::Result<String> {
+    let wait = with_timeout(milliseconds * 1_000_000);
+    client.agent.get_oom_event(wait, &GetOOMEventRequest::new()).await.map(|event| event.container_id)
+}
+
+/// A container that `tail` fills with one endless line `times` times.
+async fn run_out(client: &Client, id: &str, times: usize) -> Result<i32> {
+    let script = "busybox tail /dev/zero; ".repeat(times) + "exit 0";
+    let root = root_file_system(client, id).await?;
+    let mut spec = spec(id, &root, &["busybox", "sh", "-c", &script], false)?;
+    spec.Linux.mut_or_insert_default().Resources = Some(memory(16 << 20)).into();
+    create_of(client, id, spec).await?;
+    start(client, id).await?;
+    let code = wait(client, id, id).await?;
+    remove(client, id).await?;
+    Ok(code)
+}
+
+async fn every_kill_for_want_of_memory_is_told(client: &Client) -> Result<()> {
+    ensure!(oom_event(client, 1).await.is_err(), "out of memory from the start");
+    let (first, second, code) =
+        tokio::join!(oom_event(client, 60_000), oom_event(client, 60_000), run_out(client, "full", 2));
+    ensure!(first? == "full" && second? == "full" && code? == 0, "another container or code");
+    // Nobody asks, and then the container is gone.
+    run_out(client, "unseen", 2).await?;
+    for _ in 0..2 {
+        ensure!(oom_event(client, 60_000).await? == "unseen", "another container");
+    }
+    ensure!(oom_event(client, 1).await.is_err(), "a kill was told twice");
     Ok(())
 }
 
@@ -569,6 +611,10 @@ async fn a_pod_ends_with_its_containers(client: &Client) -> Result<()> {
     client.agent.create_sandbox(limit(), &request).await?;
     create(client, "pod1", &["busybox", "sleep", "1000"], false).await?;
     start(client, "pod1").await?;
-    client.agent.destroy_sandbox(limit(), &DestroySandboxRequest::new()).await?;
+    let destroy = DestroySandboxRequest::new();
+    let (event, destroyed) = tokio::join!(oom_event(client, 60_000), client.agent.destroy_sandbox(limit(), &destroy));
+    destroyed?;
+    let (_, text) = refusal(event)?;
+    ensure!(text.contains("destroyed"), "{text}");
     Ok(())
 }

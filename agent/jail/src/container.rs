@@ -11,7 +11,7 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::Io;
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, OomKills};
 use crate::channel::Point;
 use crate::error::Error;
 use crate::hook::{self, Place};
@@ -396,6 +396,14 @@ impl Container {
     /// A cgroup that can't be read.
     pub fn stats(&self) -> Result<Stats, Error> {
         self.cgroup.get()?.stats()
+    }
+
+    /// The count of what the kernel kills in it for want of memory, from now on told as it happens.
+    ///
+    /// # Errors
+    /// A system without a controller of memory.
+    pub fn watch_oom_kills(&self) -> Result<OomKills, Error> {
+        self.cgroup.get()?.watch_oom_kills()
     }
 
     /// Those that were killed with the container.

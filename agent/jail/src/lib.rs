@@ -23,7 +23,7 @@ mod shared_root;
 mod stats;
 mod step;
 
-pub use cgroup::is_unified as has_unified_cgroups;
+pub use cgroup::{OomKills, is_unified as has_unified_cgroups};
 pub use container::{Container, Status};
 pub use document::{Read, read_process, read_spec};
 pub use error::Error;

@@ -3,6 +3,7 @@
 //! This is the only place that talks to the container engine. The engine's calls block, so they run on the blocking pool; nothing here
 //! holds a lock across an await. What a call made and nobody waits for any more is undone when its value is dropped.
 
+pub mod oom;
 pub mod process;
 pub mod spec;
 pub mod stream;
@@ -192,6 +193,7 @@ pub struct Container {
     init: Arc<Process>,
     execs: Mutex<Vec<(String, Slot)>>,
     storages: Mutex<Option<Prepared>>,
+    oom: Mutex<Option<oom::Watch>>,
     termination_log: Option<PathBuf>,
     pipe_size: Option<usize>,
 }
@@ -214,6 +216,7 @@ impl Container {
             init,
             execs: Mutex::default(),
             storages: Mutex::new(Some(storages)),
+            oom: Mutex::default(),
             termination_log,
             pipe_size,
         }))
@@ -229,13 +232,30 @@ impl Container {
         self.termination_log.as_deref().ok_or(Error::NoTerminationLog)
     }
 
-    /// Let the first process run its program.
-    pub async fn start(&self) -> Result<(), Error> {
-        self.blocking(|engine| {
+    /// Let the first process run its program. What the kernel kills in the container for want of memory becomes an event from here on.
+    pub async fn start(self: &Arc<Self>, events: &Arc<oom::Events>) -> Result<(), Error> {
+        let (container, events) = (self.clone(), events.clone());
+        self.blocking(move |engine| {
             engine.refuse_paused()?;
+            container.watch(engine, events);
             engine.with(nacre_jail::Container::start)
         })
         .await
+    }
+
+    /// A container that can't be watched runs all the same.
+    fn watch(&self, engine: &Engine, events: Arc<oom::Events>) {
+        if lock(&self.oom).is_some() {
+            return;
+        }
+        let kills = engine.with(nacre_jail::Container::watch_oom_kills);
+        match kills.and_then(|kills| oom::Watch::begin(&self.id, kills, self.init.clone(), events)) {
+            Ok(watch) => *lock(&self.oom) = Some(watch),
+            Err(error) => {
+                let error = crate::chain(&error);
+                tracing::warn!(container = self.id, error, "out-of-memory kills will not be told");
+            }
+        }
     }
 
     /// Stop its processes where they are.
@@ -313,7 +333,10 @@ impl Container {
         if tokio::time::timeout(KILL_WITHIN, self.init.exited()).await.is_err() {
             tracing::warn!(container = self.id, "a killed container has not ended");
         }
-        let storages = lock(&self.storages).take();
+        let (storages, watch) = (lock(&self.storages).take(), lock(&self.oom).take());
+        if let Some(watch) = watch {
+            watch.end(); // the count goes with the cgroup
+        }
         let deleted = self.blocking(move |engine| {
             let deleted = engine.delete();
             deleted.and(storages.map_or(Ok(()), Prepared::release).map_err(Error::Release))

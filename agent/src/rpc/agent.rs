@@ -340,7 +340,11 @@ impl AgentService for Services {
     }
 
     async fn get_oom_event(&self, _: &TtrpcContext, request: GetOOMEventRequest) -> ttrpc::Result<OOMEvent> {
-        self.refuse("GetOOMEvent", request).await
+        self.pass("GetOOMEvent", request, |_| async move {
+            let container_id = self.sandbox.oom_event().await?;
+            Ok(OOMEvent { container_id, ..OOMEvent::new() })
+        })
+        .await
     }
 
     async fn add_swap(&self, _: &TtrpcContext, request: AddSwapRequest) -> ttrpc::Result<Empty> {

@@ -100,6 +100,7 @@ fn of_sandbox(error: &sandbox::Error) -> Code {
         sandbox::Error::Exists(_) => Code::ALREADY_EXISTS,
         sandbox::Error::TooMany => Code::RESOURCE_EXHAUSTED,
         sandbox::Error::RemovalTakesLong { .. } => Code::DEADLINE_EXCEEDED,
+        sandbox::Error::Destroyed => Code::FAILED_PRECONDITION,
         sandbox::Error::Container(error) => of_container(error),
         sandbox::Error::Storage(error) => of_storage(error),
         sandbox::Error::System { .. } | sandbox::Error::Task => Code::INTERNAL,

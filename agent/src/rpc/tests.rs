@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use nacre_protocol::agent::{
-    AddARPNeighborsRequest, AddSwapPathRequest, GetDiagnosticDataRequest, GetOOMEventRequest, ListInterfacesRequest,
+    AddARPNeighborsRequest, AddSwapPathRequest, AddSwapRequest, GetDiagnosticDataRequest, ListInterfacesRequest,
     ListRoutesRequest, MemHotplugByProbeRequest, RemoveContainerRequest, ResizeVolumeRequest, SetPolicyRequest,
     StartContainerRequest, VolumeStatsRequest, WaitProcessRequest,
 };
@@ -51,8 +51,8 @@ fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
 #[tokio::test]
 async fn what_is_not_offered_is_unimplemented_and_never_not_found() {
     let (services, _ready) = services(Policy::allow_all());
-    let (code, text) = code(services.get_oom_event(&context(), GetOOMEventRequest::new()).await);
-    assert_eq!((code, text.as_str()), (Code::UNIMPLEMENTED, "GetOOMEvent is not implemented by this agent"));
+    let (code, text) = code(services.add_swap(&context(), AddSwapRequest::new()).await);
+    assert_eq!((code, text.as_str()), (Code::UNIMPLEMENTED, "AddSwap is not implemented by this agent"));
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use nacre_protocol::convert::{self, ConvertError};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use crate::container::oom;
 use crate::container::process::Process;
 use crate::container::spec::Namespaces;
 use crate::container::{self, Container, Made};
@@ -68,6 +69,9 @@ pub enum Error {
         /// The caller's limit.
         seconds: u32,
     },
+    /// There are no containers any more.
+    #[error("the sandbox is destroyed")]
+    Destroyed,
     /// A container's own errors.
     #[error(transparent)]
     Container(#[from] container::Error),
@@ -110,6 +114,7 @@ pub struct Sandbox {
     pulls: Arc<Pulls>,
     containers: Mutex<BTreeMap<String, Slot>>,
     shared: Mutex<Shared>,
+    oom: Arc<oom::Events>,
     stopped: watch::Sender<bool>,
 }
 
@@ -137,6 +142,7 @@ impl Sandbox {
             pulls,
             containers: Mutex::default(),
             shared: Mutex::default(),
+            oom: Arc::default(),
             stopped: watch::channel(false).0,
         })
     }
@@ -248,9 +254,18 @@ impl Sandbox {
 
     /// Run a container's program.
     pub async fn start_container(&self, id: &str) -> Result<(), Error> {
-        self.container(id)?.start().await?;
+        self.container(id)?.start(&self.oom).await?;
         tracing::info!(container = id, "container started");
         Ok(())
+    }
+
+    /// The container of the next process that the kernel kills for want of memory. Waits for one as long as there is a pod.
+    pub async fn oom_event(&self) -> Result<String, Error> {
+        tokio::select! {
+            biased;
+            container = self.oom.next() => Ok(container),
+            () = self.stopped() => Err(Error::Destroyed),
+        }
     }
 
     /// Remove a container; `timeout` seconds are waited for it, or as long as it takes when that is 0.

@@ -5,9 +5,11 @@
 
 pub(crate) mod devices;
 mod limits;
+mod oom;
 mod tree;
 mod usage;
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Error as IoError, Read as _};
 use std::os::fd::OwnedFd;
@@ -25,6 +27,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use crate::error::Error;
+
+pub use oom::OomKills;
 
 /// How long the kernel may take to end what was killed, or to freeze what runs.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -466,6 +470,15 @@ fn read_short(path: &Path) -> Option<String> {
 fn write_file(path: &Path, value: &str) -> Result<(), IoError> {
     use std::io::Write as _;
     OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+/// The counters in a file of lines with a name and a number each.
+fn counters_in(text: &str) -> HashMap<String, u64> {
+    let pair = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name.to_string(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(pair).collect()
 }
 
 /// cgroups-rs keeps the kernel's answer in the source.

@@ -5,7 +5,7 @@ use std::fs;
 
 use cgroups_rs::manager::{FsManager, Manager as _};
 
-use super::{Cgroup, chain, is_unified};
+use super::{Cgroup, chain, counters_in, is_unified};
 use crate::error::Error;
 use crate::stats::{BlockIo, BlockIoEntry, Cpu, HugePages, Memory, Pids, Stats};
 
@@ -127,12 +127,7 @@ impl Cgroup {
         path.and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default()
     }
 
-    /// A file of lines with a name and a number each.
     fn counters(&self, controller: &str, file: &str) -> HashMap<String, u64> {
-        let pair = |line: &str| {
-            let (name, value) = line.split_once(' ')?;
-            Some((name.to_string(), value.trim().parse().ok()?))
-        };
-        self.read(controller, file).lines().filter_map(pair).collect()
+        counters_in(&self.read(controller, file))
     }
 }
