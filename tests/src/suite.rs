@@ -12,8 +12,9 @@ use nacre_protocol::agent::{
     DestroySandboxRequest, ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest,
     ListInterfacesRequest, ListRoutesRequest, MemAgentMemcgConfig, PauseContainerRequest, ReadStreamRequest,
     RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest, Routes, SetPolicyRequest,
-    SignalProcessRequest, StartContainerRequest, StatsContainerRequest, TtyWinResizeRequest, UpdateInterfaceRequest,
-    UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+    SignalProcessRequest, StartContainerRequest, StatsContainerRequest, Storage, TtyWinResizeRequest,
+    UpdateContainerRequest, UpdateEphemeralMountsRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
+    WaitProcessRequest, WriteStreamRequest,
 };
 use nacre_protocol::health::CheckRequest;
 use nacre_protocol::oci;
@@ -44,6 +45,8 @@ pub const CASES: &[(&str, Case)] = &[
     }),
     ("a_paused_container_can_be_killed_and_removed", |c| Box::pin(a_paused_container_can_be_killed_and_removed(c))),
     ("every_kill_for_want_of_memory_is_told", |c| Box::pin(every_kill_for_want_of_memory_is_told(c))),
+    ("limits_are_changed_and_lifted", |c| Box::pin(limits_are_changed_and_lifted(c))),
+    ("an_ephemeral_storage_is_given_another_size", |c| Box::pin(an_ephemeral_storage_is_given_another_size(c))),
     ("a_terminal_has_the_size_it_is_given", |c| Box::pin(a_terminal_has_the_size_it_is_given(c))),
     ("usage_is_counted", |c| Box::pin(usage_is_counted(c))),
     ("bad_requests_name_what_is_wrong", |c| Box::pin(bad_requests_name_what_is_wrong(c))),
@@ -181,7 +184,7 @@ pub async fn exec(client: &Client, id: &str, exec: &str, args: &[&str]) -> ttrpc
     client.agent.exec_process(limit(), &request).await.map(drop)
 }
 
-use oci::{LinuxMemory, LinuxResources, Process as OciProcess};
+use oci::{LinuxCPU, LinuxMemory, LinuxPids, LinuxResources, Mount, Process as OciProcess};
 
 /// Awaits a program's end; its status.
 ///
@@ -448,6 +451,94 @@ async fn every_kill_for_want_of_memory_is_told(client: &Client) -> Result<()> {
     }
     ensure!(oom_event(client, 1).await.is_err(), "a kill was told twice");
     Ok(())
+}
+
+async fn update(client: &Client, id: &str, resources: Option<LinuxResources>) -> ttrpc::Result<()> {
+    let request = request!(UpdateContainerRequest { container_id: id.into(), resources: resources.into() });
+    client.agent.update_container(limit(), &request).await.map(drop)
+}
+
+/// The limits of memory and of processes.
+async fn limits(client: &Client, id: &str) -> Result<(u64, u64)> {
+    let request = request!(StatsContainerRequest { container_id: id.into() });
+    let stats = client.agent.stats_container(limit(), &request).await?;
+    let cgroup = stats.cgroup_stats.as_ref().context("no cgroup")?;
+    Ok((cgroup.memory_stats.usage.limit, cgroup.pids_stats.limit))
+}
+
+async fn limits_are_changed_and_lifted(client: &Client) -> Result<()> {
+    create(client, "limits", &["busybox", "sleep", "1000"], false).await?;
+    start(client, "limits").await?;
+    let pids = |limit| Some(request!(LinuxPids { Limit: limit })).into();
+    let quota = |quota| Some(request!(LinuxCPU { Quota: quota, Period: 100_000u64 })).into();
+    update(client, "limits", Some(LinuxResources { Pids: pids(9), CPU: quota(50_000), ..memory(64 << 20) })).await?;
+    ensure!(limits(client, "limits").await? == (64 << 20, 9), "not what was set");
+    update(client, "limits", None).await?;
+    ensure!(limits(client, "limits").await? == (64 << 20, 9), "not what was there");
+    // What is refused is named, and what came before it holds.
+    let cpus = Some(request!(LinuxCPU { Cpus: "4000".into() })).into();
+    let (_, text) = refusal(update(client, "limits", Some(LinuxResources { CPU: cpus, ..memory(32 << 20) })).await)?;
+    ensure!(text.contains("update the container's resources") && text.contains("cpus"), "{text}");
+    ensure!(limits(client, "limits").await? == (32 << 20, 9), "not what was set before");
+    update(client, "limits", Some(LinuxResources { Pids: pids(-1), CPU: quota(-1), ..memory(-1) })).await?;
+    let (memory_limit, pids_limit) = limits(client, "limits").await?;
+    ensure!(memory_limit > 1 << 60 && pids_limit == 0, "still limited: {memory_limit} {pids_limit}");
+    let (code, text) = refusal(update(client, "nobody", None).await)?;
+    ensure!(code == Code::INVALID_ARGUMENT && text.contains("nobody"), "{code:?} {text}");
+    remove(client, "limits").await
+}
+
+async fn an_ephemeral_storage_is_given_another_size(client: &Client) -> Result<()> {
+    let storage = |driver: &str, mount_point: &str, size: &str| {
+        request!(Storage {
+            driver: driver.into(),
+            mount_point: mount_point.into(),
+            fstype: "tmpfs".into(),
+            options: vec![format!("size={size}")],
+        })
+    };
+    let point = "/run/kata-containers/sandbox/ephemeral/resized";
+    let root = root_file_system(client, "resized").await?;
+    let mut spec = spec("resized", &root, &["busybox", "sleep", "1000"], false)?;
+    let options = vec!["bind".into()];
+    let destination = "/scratch".into();
+    spec.Mounts.push(request!(Mount {
+        destination: destination,
+        source: point.into(),
+        type_: "bind".into(),
+        options: options
+    }));
+    let request = request!(CreateContainerRequest {
+        container_id: "resized".into(),
+        storages: vec![storage("ephemeral", point, "1M")],
+        OCI: Some(spec).into(),
+    });
+    client.agent.create_container(limit(), &request).await?;
+    start(client, "resized").await?;
+    let size = async |name: &str| {
+        exec(client, "resized", name, &["busybox", "df", "-k", "/scratch"]).await?;
+        Ok::<_, anyhow::Error>(String::from_utf8_lossy(&read_out(client, "resized", name).await?).into_owned())
+    };
+    let resize = async |storages: Vec<Storage>| {
+        let request = request!(UpdateEphemeralMountsRequest { storages: storages });
+        client.agent.update_ephemeral_mounts(limit(), &request).await
+    };
+    let small = size("small").await?;
+    ensure!(small.contains(" 1024 "), "{small}");
+    resize(vec![storage("ephemeral", point, "2M")]).await?;
+    let large = size("large").await?;
+    ensure!(large.contains(" 2048 "), "{large}");
+    // All or nothing, and nothing that is not such a storage.
+    for bad in [storage("local", point, "3M"), storage("ephemeral", "/run", "3M"), storage("ephemeral", point, "3M,x")]
+    {
+        let (code, text) = refusal(resize(vec![bad.clone()]).await).context(format!("{bad}"))?;
+        ensure!(code == Code::INVALID_ARGUMENT, "{bad}: {code:?} {text}");
+    }
+    let (code, _) = refusal(resize(vec![storage("ephemeral", point, "3M"), storage("blk", point, "3M")]).await)?;
+    ensure!(code == Code::INVALID_ARGUMENT, "{code:?}");
+    let same = size("same").await?;
+    ensure!(same.contains(" 2048 "), "{same}");
+    remove(client, "resized").await
 }
 
 async fn a_terminal_has_the_size_it_is_given(client: &Client) -> Result<()> {

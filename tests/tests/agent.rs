@@ -43,6 +43,8 @@ cases!(
     a_paused_container_stands_still_until_it_is_resumed,
     a_paused_container_can_be_killed_and_removed,
     every_kill_for_want_of_memory_is_told,
+    limits_are_changed_and_lifted,
+    an_ephemeral_storage_is_given_another_size,
     a_terminal_has_the_size_it_is_given,
     usage_is_counted,
     bad_requests_name_what_is_wrong,

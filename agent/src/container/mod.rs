@@ -54,6 +54,9 @@ pub enum Error {
     /// The engine's word.
     #[error(transparent)]
     Engine(#[from] nacre_jail::Error),
+    /// Limits were not changed, or not all.
+    #[error("update the container's resources; limits before this one are set")]
+    Update(#[source] nacre_jail::Error),
     /// A stream could not be made, read or written.
     #[error("{act}")]
     Stream {
@@ -274,6 +277,15 @@ impl Container {
             status => Err(Error::NotPaused(status)),
         })
         .await
+    }
+
+    /// Change the limits that `resources` name and no other.
+    pub async fn update(&self, resources: runtime::LinuxResources) -> Result<(), Error> {
+        let updated = self.blocking(move |engine| engine.with(|container| container.update(&resources))).await;
+        updated.map_err(|error| match error {
+            Error::Engine(error) => Error::Update(error),
+            error => error,
+        })
     }
 
     /// The counters of its cgroup.

@@ -71,7 +71,11 @@ impl AgentService for Services {
     }
 
     async fn update_container(&self, _: &TtrpcContext, request: UpdateContainerRequest) -> ttrpc::Result<Empty> {
-        self.refuse("UpdateContainer", request).await
+        self.pass("UpdateContainer", request, |request| async move {
+            self.sandbox.update_container(&request.into_inner()).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn update_ephemeral_mounts(
@@ -79,7 +83,11 @@ impl AgentService for Services {
         _: &TtrpcContext,
         request: UpdateEphemeralMountsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.refuse("UpdateEphemeralMounts", request).await
+        self.pass("UpdateEphemeralMounts", request, |request| async move {
+            self.sandbox.update_ephemeral_mounts(request.into_inner()).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn stats_container(

@@ -119,7 +119,7 @@ fn of_container(error: &container::Error) -> Code {
         | container::Error::NotRunning(_)
         | container::Error::NotPaused(_)
         | container::Error::Paused => Code::FAILED_PRECONDITION,
-        container::Error::Engine(error) => of_engine(error),
+        container::Error::Engine(error) | container::Error::Update(error) => of_engine(error),
         container::Error::Release(error) => of_storage(error),
         container::Error::Rootfs { .. }
         | container::Error::Stream { .. }

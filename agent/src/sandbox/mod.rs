@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nacre_protocol::agent::{CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest};
+use nacre_protocol::agent::{
+    CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest, UpdateContainerRequest,
+    UpdateEphemeralMountsRequest,
+};
 use nacre_protocol::convert::{self, ConvertError};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -257,6 +260,22 @@ impl Sandbox {
         self.container(id)?.start(&self.oom).await?;
         tracing::info!(container = id, "container started");
         Ok(())
+    }
+
+    /// Change what a container may use. Without resources there is nothing to change.
+    pub async fn update_container(&self, request: &UpdateContainerRequest) -> Result<(), Error> {
+        let container = self.container(&request.container_id)?;
+        let Some(resources) = request.resources.as_ref() else { return Ok(()) };
+        container.update(convert::resources_to_oci(resources)?).await?;
+        tracing::info!(container = request.container_id, "container updated");
+        Ok(())
+    }
+
+    /// Mount ephemeral storages anew, with other options.
+    pub async fn update_ephemeral_mounts(&self, request: UpdateEphemeralMountsRequest) -> Result<(), Error> {
+        let mounts = self.mounts.clone();
+        let updated = spawn_blocking(move || storage::update(&request.storages, &mounts));
+        Ok(updated.await.map_err(|_| Error::Task)??)
     }
 
     /// The container of the next process that the kernel kills for want of memory. Waits for one as long as there is a pod.

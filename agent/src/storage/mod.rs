@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nacre_protocol::agent::Storage;
 use nacre_pull::Image;
-use rustix::mount::{UnmountFlags, mount, unmount};
+use rustix::mount::{UnmountFlags, mount, mount_remount, unmount};
 
 use directory::Directory;
 use layers::Pulled;
@@ -146,9 +146,7 @@ enum Undo {
 /// Prepare all of `storages`, in order. Dropping the future undoes what it did.
 pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prepared, Error> {
     let mut prepared = Prepared::default();
-    if let Some(excess) = storages.get(MAX_STORAGES) {
-        return Err(invalid(excess, format!("one of {} storages; at most {MAX_STORAGES} are taken", storages.len())));
-    }
+    check_count(storages)?;
     for storage in storages {
         match storage.driver.as_str() {
             IMAGE_GUEST_PULL => prepared.pull(storage, context).await?,
@@ -158,6 +156,24 @@ pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prep
         }
     }
     Ok(prepared)
+}
+
+/// Give storages that are mounted already, ephemeral ones, the options of `storages`. All are judged before the first is changed. Blocks.
+pub fn update(storages: &[Storage], mounts: &Mounts) -> Result<(), Error> {
+    check_count(storages)?;
+    let judge = |storage: &Storage| {
+        if storage.driver != EPHEMERAL {
+            return Err(invalid(storage, format!("only those of driver {EPHEMERAL:?} can be updated")));
+        }
+        Ok((checked_path(storage)?, parse_options(storage)?))
+    };
+    let judged: Vec<_> = storages.iter().map(judge).collect::<Result<_, _>>()?;
+    storages.iter().zip(&judged).try_for_each(|(storage, (at, options))| mounts.update(storage, at, options))
+}
+
+fn check_count(storages: &[Storage]) -> Result<(), Error> {
+    let Some(excess) = storages.get(MAX_STORAGES) else { return Ok(()) };
+    Err(invalid(excess, format!("one of {} storages; at most {MAX_STORAGES} are taken", storages.len())))
 }
 
 impl Prepared {
@@ -283,6 +299,17 @@ impl Mounts {
         Ok(())
     }
 
+    /// Mount the tmpfs at `at` anew. Nothing else is: the host may not change how the guest's own are mounted.
+    fn update(&self, storage: &Storage, at: &Path, options: &Options) -> Result<(), Error> {
+        let mounts = self.lock(); // it must not go meanwhile
+        if !mounts.get(at).is_some_and(|mount| matches!(mount.undo, Undo::Mount(_))) {
+            return Err(invalid(storage, "no such storage is mounted"));
+        }
+        let (directory, data) = (Directory::make(at)?, data_of(storage, options)?);
+        mount_remount(directory.path(), options.flags, data.as_c_str())
+            .map_err(|error| Error::system("mount anew, with other options,", at, error))
+    }
+
     fn release(&self, at: &Path) -> Result<(), Error> {
         let mut mounts = self.lock();
         let Some(mount) = mounts.get_mut(at) else { return Ok(()) };
@@ -306,7 +333,7 @@ fn ephemeral(storage: &Storage, at: &Path) -> Result<Undo, Error> {
     }
     let options = parse_options(storage)?;
     let directory = Directory::make(at)?;
-    let data = CString::new(options.data.as_str()).map_err(|_| invalid(storage, "an option holds a NUL"))?;
+    let data = data_of(storage, &options)?;
     mount("tmpfs", directory.path(), "tmpfs", options.flags, data.as_c_str())
         .map_err(|error| Error::system("mount tmpfs on", at, error))?;
     let undo = Undo::Mount(at.into());
@@ -315,6 +342,10 @@ fn ephemeral(storage: &Storage, at: &Path) -> Result<Undo, Error> {
         Ok(()) => Ok(undo),
         Err(error) => undo.run().and(Err(error)),
     }
+}
+
+fn data_of(storage: &Storage, options: &Options) -> Result<CString, Error> {
+    CString::new(options.data.as_str()).map_err(|_| invalid(storage, "an option holds a NUL"))
 }
 
 /// A directory in the guest, which goes with the last who uses it.
