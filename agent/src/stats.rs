@@ -1,14 +1,23 @@
 //! A container's counters, as the wire has them.
 
-use nacre_jail::{BlockIoEntry, Stats};
+use std::collections::HashMap;
+
+use nacre_jail::{BlockIoEntry, Memory, Stats};
 use nacre_protocol::agent::{
     BlkioStats, BlkioStatsEntry, CgroupStats, CpuStats, CpuUsage, HugetlbStats, MemoryData, MemoryStats, PidsStats,
     StatsContainerResponse, ThrottlingData,
 };
 
-/// Names of cgroup v2 that hosts with cgroup v1 know by another: they read both from the same map.
-const OLD_NAMES: &[(&str, &str)] =
-    &[("file", "cache"), ("anon", "rss"), ("file_mapped", "mapped_file"), ("inactive_file", "total_inactive_file")];
+/// Counters that cgroup v2 and v1 name differently. A host reads the names of its own kernel, whichever the guest's has.
+const NAMES: &[(&str, &str)] = &[
+    ("file", "cache"),
+    ("anon", "rss"),
+    ("anon_thp", "rss_huge"),
+    ("file_mapped", "mapped_file"),
+    ("file_dirty", "dirty"),
+    ("file_writeback", "writeback"),
+    ("inactive_file", "total_inactive_file"),
+];
 
 /// The response that tells `stats`.
 pub fn response(stats: &Stats) -> StatsContainerResponse {
@@ -51,19 +60,33 @@ fn memory(stats: &Stats) -> MemoryStats {
         ..MemoryData::new()
     };
     let swap = MemoryData { usage: memory.swap_usage, limit: memory.swap_limit, ..MemoryData::new() };
-    let mut counters = memory.counters.clone();
-    for (new, old) in OLD_NAMES {
-        if let Some(value) = memory.counters.get(*new) {
-            counters.entry((*old).into()).or_insert(*value);
-        }
-    }
     MemoryStats {
         cache: memory.cache,
         usage: Some(usage).into(),
         swap_usage: Some(swap).into(),
-        stats: counters,
+        stats: counters(memory),
         ..MemoryStats::new()
     }
+}
+
+/// The kernel's counters by the names of both hierarchies, and what hosts with cgroup v2 look for among them.
+fn counters(memory: &Memory) -> HashMap<String, u64> {
+    let mut counters = memory.counters.clone();
+    for (new, old) in NAMES {
+        for (from, to) in [(*new, *old), (*old, *new)] {
+            if let Some(value) = memory.counters.get(from) {
+                counters.entry(to.into()).or_insert(*value);
+            }
+        }
+    }
+    counters.insert("usage".into(), memory.usage);
+    counters.insert("usage_limit".into(), memory.limit);
+    // cgroup v1 counts memory and swap in one.
+    if memory.counters.contains_key("anon") {
+        counters.insert("swap_usage".into(), memory.swap_usage);
+        counters.insert("swap_limit".into(), memory.swap_limit);
+    }
+    counters
 }
 
 fn block_io(stats: &Stats) -> BlkioStats {
@@ -84,7 +107,7 @@ fn entry(entry: &BlockIoEntry) -> BlkioStatsEntry {
     }
 }
 
-fn huge_pages(stats: &Stats) -> std::collections::HashMap<String, HugetlbStats> {
+fn huge_pages(stats: &Stats) -> HashMap<String, HugetlbStats> {
     let size = |(size, pages): (&String, &nacre_jail::HugePages)| {
         let stats = HugetlbStats {
             usage: pages.usage,
@@ -103,9 +126,16 @@ mod tests {
 
     #[test]
     fn memory_counters_have_the_names_of_both_hierarchies() {
-        let mut stats = Stats::default();
-        stats.memory.counters = [("file".to_string(), 7), ("anon".to_string(), 8)].into();
-        let counters = response(&stats).cgroup_stats.unwrap().memory_stats.unwrap().stats.clone();
-        assert_eq!((counters["file"], counters["cache"], counters["rss"]), (7, 7, 8));
+        let told = |names: [&str; 3]| {
+            let counters = names.into_iter().map(String::from).zip(7..).collect();
+            let memory = Memory { usage: 1, limit: 2, swap_usage: 3, counters, ..Memory::default() };
+            let stats = response(&Stats { memory, ..Stats::default() });
+            let counters = stats.cgroup_stats.unwrap().memory_stats.unwrap().stats.clone();
+            assert_eq!(["file", "cache", "anon", "rss"].map(|name| counters[name]), [7, 7, 8, 8]);
+            assert_eq!((counters["total_inactive_file"], counters["usage"], counters["usage_limit"]), (9, 1, 2));
+            counters.get("swap_usage").copied()
+        };
+        assert_eq!(told(["file", "anon", "inactive_file"]), Some(3));
+        assert_eq!(told(["cache", "rss", "total_inactive_file"]), None); // memory and swap in one
     }
 }
