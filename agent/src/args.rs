@@ -6,13 +6,15 @@ use std::path::PathBuf;
 /// The text of `--help`.
 pub const HELP: &str = r#"The guest agent of a pod's virtual machine.
 
-  nacre-agent [--listen ADDRESS] [--store DIR]   serve as a plain process
-  nacre-agent explain POLICY REQUEST             say what a policy says to a request, which is read as JSON
+  nacre-agent [--listen ADDRESS] [--passfd ADDRESS] [--store DIR]   serve as a plain process
+  nacre-agent explain POLICY REQUEST   say what a policy says to a request, which is read as JSON
   nacre-agent --version | --help
 
 As process 1 it brings up the guest and takes its settings from the kernel command line alone.
 
   --listen ADDRESS   vsock://CID:PORT, unix:///PATH or unix://@NAME; the default is vsock://-1:1024
+  --passfd ADDRESS   where streams are connected that a request names by port: vsock://CID:PORT, or unix:///PATH, to which
+                     a caller's port is the last part of the path that its own socket is bound to
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
 
 Images are fetched by nacre-pull, a program beside this one or in /usr/libexec/nacre.
@@ -47,6 +49,8 @@ pub enum Role {
 pub struct Settings {
     /// Where to listen.
     pub listen: Option<String>,
+    /// Where streams are connected that are passed through.
+    pub passfd: Option<String>,
     /// Where layers are kept.
     pub store: Option<PathBuf>,
 }
@@ -80,9 +84,10 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
                 let (policy, request) = (next()?.into(), next()?.to_string_lossy().into_owned());
                 return Ok(Role::Explain { policy, request });
             }
-            "--listen" => {
-                let value = args.next().ok_or(UsageError::Value(arg))?;
-                settings.listen = Some(value.to_string_lossy().into_owned());
+            "--listen" | "--passfd" => {
+                let value = args.next().ok_or(UsageError::Value(arg.clone()))?.to_string_lossy().into_owned();
+                let setting = if arg == "--listen" { &mut settings.listen } else { &mut settings.passfd };
+                *setting = Some(value);
             }
             "--store" => settings.store = Some(args.next().ok_or(UsageError::Value(arg))?.into()),
             _ => return Err(UsageError::Unknown(arg)),
@@ -106,8 +111,10 @@ mod tests {
         assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));
         let explain = Role::Explain { policy: "/p".into(), request: "R".into() };
         assert_eq!(role(&["explain", "/p", "R"]), Ok(explain));
-        let settings = Settings { listen: Some("unix:///a".into()), store: Some("/b".into()) };
-        assert_eq!(role(&["--listen", "unix:///a", "--store", "/b"]), Ok(Role::Agent(settings)));
+        let settings =
+            Settings { listen: Some("unix:///a".into()), passfd: Some("unix:///c".into()), store: Some("/b".into()) };
+        let words = ["--listen", "unix:///a", "--store", "/b", "--passfd", "unix:///c"];
+        assert_eq!(role(&words), Ok(Role::Agent(settings)));
     }
 
     #[test]

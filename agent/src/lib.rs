@@ -1,8 +1,8 @@
 //! The guest agent: PID 1 of a confidential pod's VM.
 //!
 //! A request's road, and so the order of the modules: [`server`] accepts, [`rpc`] decodes and asks [`policy`], [`sandbox`] knows the
-//! pod's state, [`container`] drives the container engine, [`storage`], [`network`], [`guest`], [`copy_file`] and [`metrics`] do what
-//! their names say. [`init`] is process 1.
+//! pod's state, [`container`] drives the container engine, [`storage`], [`network`], [`guest`], [`copy_file`], [`metrics`] and [`passthrough`] do
+//! what their names say. [`init`] is process 1.
 
 pub mod args;
 pub mod boot;
@@ -14,6 +14,7 @@ pub mod init;
 pub mod log;
 pub mod metrics;
 pub mod network;
+pub mod passthrough;
 pub mod policy;
 pub mod rpc;
 pub mod sandbox;

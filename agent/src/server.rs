@@ -19,6 +19,7 @@ use crate::args;
 use crate::boot::Boot;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
+use crate::passthrough::Connections;
 use crate::policy::Policy;
 use crate::rpc::{self, Services};
 use crate::sandbox::{Sandbox, Settings};
@@ -99,7 +100,9 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let (setup, place) = Place::later();
     let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, group, rules };
     let scratch = PathBuf::from(SCRATCH);
-    let sandbox = Sandbox::new(Settings { pipe_size: config.container_pipe_size, scratch }, Pulls::new(settings));
+    let connections = connections(start.settings.passfd.as_deref(), config.passfd_listener_port)?;
+    let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections };
+    let sandbox = Sandbox::new(shared, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);
     let allows_all = policy.allows_all();
     let services = Services {
@@ -141,6 +144,18 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     });
     until_the_end(&sandbox).await?;
     server.shutdown().await.context("stop the server")
+}
+
+/// Have streams connected where a person says, or at the port that the kernel command line names.
+fn connections(setting: Option<&str>, port: Option<u32>) -> anyhow::Result<Option<Arc<Connections>>> {
+    let address = match (setting, port) {
+        (Some(text), _) => text.parse().with_context(|| format!("--passfd={text}"))?,
+        (None, Some(port)) => Address::Vsock { cid: CID_ANY, port },
+        (None, None) => return Ok(None),
+    };
+    let listening = Connections::listen(&address);
+    // The rest of the agent does without.
+    Ok(listening.inspect_err(|error| tracing::error!(%address, "listen for streams: {error}")).ok())
 }
 
 /// What can be done after the host can already connect.

@@ -10,7 +10,7 @@ use std::path::Path;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &[]),
     ("lib", &[]),
-    ("server", &["args", "boot", "chain", "config", "metrics", "policy", "rpc", "sandbox", "storage"]),
+    ("server", &["args", "boot", "chain", "config", "metrics", "passthrough", "policy", "rpc", "sandbox", "storage"]),
     (
         "rpc",
         &[
@@ -21,14 +21,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "guest",
             "metrics",
             "network",
+            "passthrough",
             "policy",
             "sandbox",
             "stats",
             "storage",
         ],
     ),
-    ("sandbox", &["chain", "container", "storage"]),
-    ("container", &["chain", "storage"]),
+    ("sandbox", &["chain", "container", "passthrough", "storage"]),
+    ("container", &["chain", "passthrough", "storage"]),
     ("storage", &["chain", "config"]),
     ("guest", &["storage"]),
 ];

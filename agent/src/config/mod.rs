@@ -30,6 +30,8 @@ pub struct Config {
     pub log_vport: Option<u32>,
     /// Where the agent listens.
     pub server_addr: Address,
+    /// The vsock port to which the host connects streams that are passed through.
+    pub passfd_listener_port: Option<u32>,
     /// The size of the containers' output pipes; `None` is the kernel's default.
     pub container_pipe_size: Option<usize>,
     /// How long one image may take to be pulled.
@@ -66,6 +68,7 @@ impl Default for Config {
             log: Level::INFO,
             log_vport: None,
             server_addr: Address::Vsock { cid: u32::MAX, port: AGENT_PORT },
+            passfd_listener_port: None,
             container_pipe_size: None,
             image_pull_timeout: Duration::from_secs(1200),
             image_policy_file: None,
@@ -107,6 +110,7 @@ const KEYS: &[(&str, Setter)] = &[
     ("agent.log", |c, v| set(&mut c.log, level(v))),
     ("agent.log_vport", |c, v| set(&mut c.log_vport, number(v).map(port))),
     ("agent.server_addr", |c, v| set(&mut c.server_addr, v.parse().map_err(|_| "not an address"))),
+    ("agent.passfd_listener_port", |c, v| set(&mut c.passfd_listener_port, number(v).map(port))),
     ("agent.container_pipe_size", |c, v| set(&mut c.container_pipe_size, pipe_size(v))),
     ("agent.image_pull_timeout", |c, v| set(&mut c.image_pull_timeout, seconds(v))),
     ("agent.image_policy_file", |c, v| set(&mut c.image_policy_file, file(v))),
@@ -240,7 +244,7 @@ mod tests {
     fn known_keys_are_followed() {
         let (config, complaints) = parse(
             "console=hvc0 agent.log=debug agent.log_vport=1025 agent.container_pipe_size=65536 agent.image_pull_timeout=7 \
-             agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
+             agent.passfd_listener_port=1027 agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
              agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
              nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031",
@@ -250,6 +254,7 @@ mod tests {
             log: Level::DEBUG,
             log_vport: Some(1025),
             server_addr: Address::Vsock { cid: u32::MAX, port: 2048 },
+            passfd_listener_port: Some(1027),
             container_pipe_size: Some(65536),
             image_pull_timeout: Duration::from_secs(7),
             image_policy_file: Some("/etc/p.json".into()),
@@ -275,6 +280,7 @@ mod tests {
             "agent.log",
             "agent.log_vport=-1",
             "agent.server_addr=http://x",
+            "agent.passfd_listener_port=x",
             "agent.image_policy_file=https://x",
             "agent.container_pipe_size=9999999999",
             "agent.image_pull_timeout=0",

@@ -4,6 +4,7 @@
 //! holds a lock across an await. What a call made and nobody waits for any more is undone when its value is dropped.
 
 pub mod oom;
+pub mod passage;
 pub mod process;
 pub mod spec;
 pub mod stream;
@@ -18,6 +19,7 @@ use nacre_jail::{Io, LineEnds, Plan, Status};
 use oci_spec::runtime;
 use tokio::task::spawn_blocking;
 
+use crate::passthrough::Sockets;
 use crate::storage::{self, Prepared};
 use process::{Handle, Process};
 use stream::Pipes;
@@ -208,11 +210,16 @@ enum Slot {
 }
 
 impl Container {
-    /// Take over what was made.
-    pub fn new(id: &str, made: Made, pipe_size: Option<usize>) -> Result<Arc<Container>, Error> {
+    /// Take over what was made; `sockets` get the first process's streams.
+    pub fn new(
+        id: &str,
+        made: Made,
+        sockets: Option<Sockets>,
+        pipe_size: Option<usize>,
+    ) -> Result<Arc<Container>, Error> {
         let Made { engine, ends, storages, termination_log } = made;
         let engine = Arc::new(Engine(RwLock::new(Some(engine))));
-        let init = Process::watch(Handle::Init(engine.clone()), ends)?;
+        let init = Process::watch(Handle::Init(engine.clone()), ends, sockets)?;
         Ok(Arc::new(Container {
             id: id.into(),
             engine,
@@ -304,8 +311,13 @@ impl Container {
         }
     }
 
-    /// Run one more process.
-    pub async fn exec(self: &Arc<Self>, exec: &str, process: runtime::Process) -> Result<(), Error> {
+    /// Run one more process; `sockets` get its streams.
+    pub async fn exec(
+        self: &Arc<Self>,
+        exec: &str,
+        process: runtime::Process,
+        sockets: Option<Sockets>,
+    ) -> Result<(), Error> {
         let name = self.reserve(exec)?;
         let pipe_size = self.pipe_size;
         let made = self.blocking(move |engine| {
@@ -317,7 +329,7 @@ impl Container {
         });
         let (mut stray, ends) = made.await?;
         let process = stray.0.take().ok_or(Error::Task)?;
-        name.fill(Process::watch(Handle::Exec(process), ends)?);
+        name.fill(Process::watch(Handle::Exec(process), ends, sockets)?);
         Ok(())
     }
 
@@ -353,10 +365,21 @@ impl Container {
             let deleted = engine.delete();
             deleted.and(storages.map_or(Ok(()), Prepared::release).map_err(Error::Release))
         });
-        match (killed, deleted.await) {
+        let deleted = deleted.await;
+        self.cut(); // whoever waits for output that the host does not take waits no longer
+        match (killed, deleted) {
             (Err(Error::Gone), deleted) | (Ok(()), deleted) => deleted,
             (killed, Ok(())) => killed,
             (_, deleted) => deleted,
+        }
+    }
+
+    fn cut(&self) {
+        self.init.cut();
+        for (_, slot) in lock(&self.execs).iter() {
+            if let Slot::Live(process) = slot {
+                process.cut();
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! A task of its own watches the pidfd, so that any number of callers can wait, and a process is reaped whether or not anybody does.
 
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
@@ -11,8 +12,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::passage::{Ours, Passage};
 use super::stream::{self, Input, Output, Pipe};
 use super::{Ends, Engine, Error};
+use crate::passthrough::Sockets;
 
 /// SIGTERM and SIGKILL of signal(7).
 const SIGTERM: i32 = 15;
@@ -49,35 +52,62 @@ pub struct Process {
     pid: i32,
     exit: watch::Receiver<Option<i32>>,
     waited_for: AtomicBool,
+    streams: Streams,
+    terminal: Option<Weak<Pipe>>,
+}
+
+/// How the host has a process's streams.
+#[derive(Debug)]
+enum Streams {
+    Asked(Asked),
+    Passed(Passage),
+}
+
+/// Streams that the host asks for, piece by piece.
+#[derive(Debug)]
+struct Asked {
     input: Input,
     output: Output,
     /// Absent on a terminal, where both go the same way.
     errors: Option<Output>,
-    terminal: Option<Weak<Pipe>>,
+}
+
+impl Streams {
+    fn new(ours: Ours, sockets: Option<Sockets>, exit: watch::Receiver<Option<i32>>) -> io::Result<Streams> {
+        if let Some(sockets) = sockets {
+            return Ok(Streams::Passed(Passage::new(ours, sockets, exit)?));
+        }
+        let Ours { input, output, errors, is_terminal } = ours;
+        let input = Input::new(input, is_terminal);
+        Ok(Streams::Asked(Asked { input, output: Output::new(output), errors: errors.map(Output::new) }))
+    }
+
+    fn asked(&self) -> Result<&Asked, Error> {
+        match self {
+            Streams::Asked(asked) => Ok(asked),
+            Streams::Passed(_) => Err(Error::NoStream("reader or writer: the process's streams are passed through")),
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        match self {
+            Streams::Asked(asked) => asked.output.is_drained() && asked.errors.as_ref().is_none_or(Output::is_drained),
+            Streams::Passed(passage) => passage.is_carried(),
+        }
+    }
 }
 
 impl Process {
-    /// Hold the process of `handle`, whose streams end in `ends`.
-    pub fn watch(handle: Handle, ends: Ends) -> Result<Arc<Process>, Error> {
+    /// Hold the process of `handle`, whose streams end in `ends` and, where there are any, are carried to `sockets`.
+    pub fn watch(handle: Handle, ends: Ends, sockets: Option<Sockets>) -> Result<Arc<Process>, Error> {
         let failed = |source| Error::Stream { act: "watch a process", source };
         let (pid, pidfd) = handle.with(|process| Ok((process.pid(), process.pidfd().try_clone_to_owned())))?;
         let pidfd = stream::watch_fd(pidfd.map_err(failed)?, Interest::READABLE).map_err(failed)?;
         let (sender, exit) = watch::channel(None);
-        let (input, output, errors, terminal) = match ends {
-            Ends::Pipes([stdin, stdout, stderr]) => {
-                let [stdin, stdout, stderr] =
-                    [stream::register(stdin), stream::register(stdout), stream::register(stderr)];
-                let errors = Output::new(stderr.map_err(failed)?);
-                (Input::new(stdin.map_err(failed)?, false), Output::new(stdout.map_err(failed)?), Some(errors), None)
-            }
-            Ends::Terminal(master) => {
-                let master = stream::register(master).map_err(failed)?;
-                let terminal = Arc::downgrade(&master);
-                (Input::new(master.clone(), true), Output::new(master), None, Some(terminal))
-            }
-        };
+        let (ours, terminal) = register(ends).map_err(failed)?;
+        let streams = Streams::new(ours, sockets, exit.clone()).map_err(failed)?;
         let waited_for = AtomicBool::new(false);
-        let process = Arc::new(Process { handle, pid, exit, waited_for, input, output, errors, terminal });
+        let process = Arc::new(Process { handle, pid, exit, waited_for, streams, terminal });
         tokio::spawn(reap(process.clone(), pidfd, sender));
         Ok(process)
     }
@@ -94,9 +124,12 @@ impl Process {
         status.unwrap_or(KILLED)
     }
 
-    /// As [`Process::exited`], for the host.
+    /// As [`Process::exited`], for the host. It has all output that is passed through by then.
     pub async fn wait(&self) -> i32 {
         let status = self.exited().await;
+        if let Streams::Passed(passage) = &self.streams {
+            passage.carried().await;
+        }
         self.waited_for.store(true, Relaxed);
         status
     }
@@ -108,7 +141,7 @@ impl Process {
 
     /// Whether nothing of it is left that the host might still want.
     pub fn is_over(&self) -> bool {
-        self.is_waited_for() && self.output.is_drained() && self.errors.as_ref().is_none_or(Output::is_drained)
+        self.is_waited_for() && self.streams.is_drained()
     }
 
     /// Send `signal`. A process that has exited takes any.
@@ -133,25 +166,35 @@ impl Process {
 
     /// Write all of `data` to its standard input.
     pub async fn write(&self, data: &[u8]) -> Result<(), Error> {
-        let written = self.input.write(data).await.ok_or(Error::NoStream("writer: standard input is closed"))?;
+        let written =
+            self.streams.asked()?.input.write(data).await.ok_or(Error::NoStream("writer: standard input is closed"))?;
         written.map_err(|source| Error::Stream { act: "write to standard input", source })
     }
 
-    /// Its standard input ends.
+    /// Its standard input ends. One that is passed through ends when the host hangs up.
     pub async fn close_input(&self) {
-        self.input.close().await;
+        if let Streams::Asked(asked) = &self.streams {
+            asked.input.close().await;
+        }
+    }
+
+    /// The host gets nothing more of what is passed through.
+    pub fn cut(&self) {
+        if let Streams::Passed(passage) = &self.streams {
+            passage.cut();
+        }
     }
 
     /// Read from its standard output, or from its terminal.
     pub async fn read_output(&self, length: usize) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Stream { act: "read standard output", source };
-        self.output.read(length, self.exit.clone()).await.map_err(failed)
+        self.streams.asked()?.output.read(length, self.exit.clone()).await.map_err(failed)
     }
 
     /// Read from its standard error. On a terminal that is at its end from the beginning.
     pub async fn read_errors(&self, length: usize) -> Result<Vec<u8>, Error> {
         let failed = |source| Error::Stream { act: "read standard error", source };
-        match &self.errors {
+        match &self.streams.asked()?.errors {
             Some(errors) => errors.read(length, self.exit.clone()).await.map_err(failed),
             None => Ok(Vec::new()),
         }
@@ -164,6 +207,22 @@ impl Process {
         let (columns, rows) = (cells(columns)?, cells(rows)?);
         let Some(terminal) = terminal.upgrade() else { return Ok(()) }; // read to its end
         stream::resize(&terminal, columns, rows).map_err(|source| Error::Stream { act: "resize the terminal", source })
+    }
+}
+
+/// Have the runtime watch the ends of a process's streams. Its terminal is there until it has been read to its end.
+fn register(ends: Ends) -> io::Result<(Ours, Option<Weak<Pipe>>)> {
+    match ends {
+        Ends::Pipes([stdin, stdout, stderr]) => {
+            let (input, output) = (stream::register(stdin)?, stream::register(stdout)?);
+            let errors = Some(stream::register(stderr)?);
+            Ok((Ours { input, output, errors, is_terminal: false }, None))
+        }
+        Ends::Terminal(master) => {
+            let output = stream::register(master)?;
+            let terminal = Arc::downgrade(&output);
+            Ok((Ours { input: output.clone(), output, errors: None, is_terminal: true }, Some(terminal)))
+        }
     }
 }
 
@@ -182,7 +241,9 @@ async fn reap(process: Arc<Process>, pidfd: AsyncFd<OwnedFd>, exit: watch::Sende
             }
         }
     };
-    process.input.abandon();
+    if let Streams::Asked(asked) = &process.streams {
+        asked.input.abandon();
+    }
     exit.send_replace(Some(status));
 }
 

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_millis(500);
 pub const MAX_READ: usize = 1 << 20;
 
 /// The most that is allocated before it is known how much there is: a pipe's default size.
-const FIRST_READ: usize = 64 << 10;
+pub(super) const FIRST_READ: usize = 64 << 10;
 
 /// A descriptor that does not block.
 pub type Pipe = AsyncFd<OwnedFd>;
@@ -81,7 +81,7 @@ impl Input {
     /// Write all of `data`, as the process takes it. `None` when the input is closed.
     pub async fn write(&self, data: &[u8]) -> Option<io::Result<()>> {
         let _turn = self.turn.acquire().await.ok()?;
-        let pipe = lock(&self.pipe).clone()?;
+        let pipe = self.pipe()?;
         Some(write_all(&pipe, data).await)
     }
 
@@ -99,13 +99,18 @@ impl Input {
         }
     }
 
+    /// What is written to; `None` when the input is closed.
+    pub fn pipe(&self) -> Option<Arc<Pipe>> {
+        lock(&self.pipe).clone()
+    }
+
     /// Nobody reads any more.
     pub fn abandon(&self) {
         lock(&self.pipe).take();
     }
 }
 
-async fn write_all(pipe: &Pipe, mut data: &[u8]) -> io::Result<()> {
+pub(super) async fn write_all(pipe: &Pipe, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
         let mut ready = pipe.writable().await?;
         match ready.try_io(|pipe| Ok(rustix::io::write(pipe, data)?)) {
@@ -154,13 +159,13 @@ impl Output {
     }
 }
 
-async fn exited_for_a_while(exit: &mut watch::Receiver<Option<i32>>) {
+pub(super) async fn exited_for_a_while(exit: &mut watch::Receiver<Option<i32>>) {
     // The sender is gone only with the process.
     let _ = exit.wait_for(Option::is_some).await.map(drop);
     tokio::time::sleep(GRACE).await;
 }
 
-async fn read_some(pipe: &Pipe, length: usize) -> io::Result<Vec<u8>> {
+pub(super) async fn read_some(pipe: &Pipe, length: usize) -> io::Result<Vec<u8>> {
     loop {
         let mut ready = pipe.readable().await?;
         let mut data = vec![0; length.min(FIRST_READ)];

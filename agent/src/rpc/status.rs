@@ -7,7 +7,7 @@ use ttrpc::Code;
 
 use crate::network::iptables::FilterError;
 use crate::storage::pull::AccessError;
-use crate::{container, copy_file, guest, metrics, network, policy, sandbox, storage};
+use crate::{container, copy_file, guest, metrics, network, passthrough, policy, sandbox, storage};
 
 /// Whatever a request can end in.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +103,8 @@ fn of_sandbox(error: &sandbox::Error) -> Code {
         sandbox::Error::Destroyed => Code::FAILED_PRECONDITION,
         sandbox::Error::Container(error) => of_container(error),
         sandbox::Error::Storage(error) => of_storage(error),
+        sandbox::Error::Passthrough(passthrough::Error::Off) => Code::FAILED_PRECONDITION,
+        sandbox::Error::Passthrough(passthrough::Error::NoConnection { .. }) => Code::DEADLINE_EXCEEDED,
         sandbox::Error::System { .. } | sandbox::Error::Task => Code::INTERNAL,
     }
 }

@@ -19,7 +19,7 @@ use crate::storage::pull::Pulls;
 
 fn services(policy: Policy) -> (Services, watch::Sender<bool>) {
     let (sender, ready) = watch::channel(true);
-    let settings = Settings { pipe_size: None, scratch: "/nonexistent".into() };
+    let settings = Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None };
     let services = Services {
         policy,
         ready,

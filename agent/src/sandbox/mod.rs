@@ -26,6 +26,7 @@ use crate::container::oom;
 use crate::container::process::Process;
 use crate::container::spec::Namespaces;
 use crate::container::{self, Container, Made};
+use crate::passthrough::{self, Connections, Sockets};
 use crate::storage::pull::Pulls;
 use crate::storage::{self, Mounts, Prepared};
 
@@ -78,6 +79,9 @@ pub enum Error {
     /// A container's own errors.
     #[error(transparent)]
     Container(#[from] container::Error),
+    /// Streams that are to be passed through.
+    #[error(transparent)]
+    Passthrough(#[from] passthrough::Error),
     /// A storage's own errors.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -107,6 +111,8 @@ pub struct Settings {
     pub pipe_size: Option<usize>,
     /// A directory on tmpfs for what containers write to their images.
     pub scratch: PathBuf,
+    /// The connections to which processes' streams can be passed through.
+    pub connections: Option<Arc<Connections>>,
 }
 
 /// The pod.
@@ -229,6 +235,8 @@ impl Sandbox {
 
     /// Make a container, up to its start gate. Dropping the future unmakes it.
     pub async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<(), Error> {
+        // First, so that the host finds them closed whatever fails.
+        let sockets = self.claim([request.stdin_port, request.stdout_port, request.stderr_port]).await?;
         let id = ContainerId::parse(&request.container_id).map_err(Error::Invalid)?;
         refuse_unsupported(&request)?;
         let spec = request.OCI.as_ref().ok_or_else(|| Error::Invalid("OCI: is missing".into()))?;
@@ -244,7 +252,7 @@ impl Sandbox {
             Ok::<_, Error>((made, name))
         });
         let (made, name) = made.await.map_err(|_| Error::Task)??;
-        let container = Container::new(id.as_str(), made, pipe_size)?;
+        let container = Container::new(id.as_str(), made, sockets, pipe_size)?;
         if request.sandbox_pidns {
             let pid =
                 namespaces::Namespace::of(container.pid(), "pid").map_err(Error::system("open a PID namespace"))?;
@@ -300,16 +308,14 @@ impl Sandbox {
 
     /// Run one more process in a container.
     pub async fn exec(&self, request: ExecProcessRequest) -> Result<(), Error> {
-        if [request.stdin_port, request.stdout_port, request.stderr_port] != [0; 3] {
-            return Err(Error::Unsupported("stdio ports"));
-        }
+        let sockets = self.claim([request.stdin_port, request.stdout_port, request.stderr_port]).await?;
         let exec = request.exec_id.as_str();
         if exec.is_empty() || exec.len() > MAX_EXEC_ID || exec.contains(char::is_control) {
             return Err(Error::Invalid(format!("exec_id: 1 to {MAX_EXEC_ID} characters are expected")));
         }
         let process = request.process.as_ref().ok_or_else(|| Error::Invalid("process: is missing".into()))?;
         let process = convert::process_to_oci(process)?;
-        self.container(&request.container_id)?.exec(exec, process).await?;
+        self.container(&request.container_id)?.exec(exec, process, sockets).await?;
         tracing::info!(container = request.container_id, exec, "process started");
         Ok(())
     }
@@ -325,6 +331,15 @@ impl Sandbox {
             Some(Slot::Live(container)) => Ok(container.clone()),
             _ => Err(Error::NoContainer(id.chars().take(id::MAX_LENGTH).collect())),
         }
+    }
+
+    /// The connections that the host calls by these ports; `None` when it names none and will ask for the streams.
+    async fn claim(&self, ports: [u32; 3]) -> Result<Option<Sockets>, Error> {
+        if ports == [0; 3] {
+            return Ok(None);
+        }
+        let connections = self.settings.connections.as_ref().ok_or(passthrough::Error::Off)?;
+        Ok(Some(connections.claim(ports).await?))
     }
 
     fn reserve(self: &Arc<Self>, id: &ContainerId) -> Result<Name, Error> {
@@ -376,9 +391,6 @@ fn refuse_unsupported(request: &CreateContainerRequest) -> Result<(), Error> {
     }
     if !request.shared_mounts.is_empty() {
         return Err(Error::Unsupported("shared mounts"));
-    }
-    if [request.stdin_port, request.stdout_port, request.stderr_port] != [0; 3] {
-        return Err(Error::Unsupported("stdio ports"));
     }
     Ok(())
 }
