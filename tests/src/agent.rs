@@ -15,6 +15,7 @@ use nacre_shim::accelerator::Accelerator;
 use nacre_shim::layout::Layout;
 use nacre_shim::size::Size;
 use nacre_shim::vmm::{Disk, Vm, VmSpec};
+use tokio::net::{UnixSocket, UnixStream};
 use tokio::time::Instant;
 use ttrpc::context::{Context, with_timeout};
 
@@ -70,7 +71,7 @@ impl Process {
         // The shell is process 1 of the namespace: an agent that was would take itself for a guest's.
         let script = format!(
             "mount -t tmpfs tmpfs /run && ip link set lo up && ip link add eth0 address {MAC} type veth peer name eth1 && \
-             \"$0\" --listen \"$1\" --store /run/nacre/images; exit $?"
+             \"$0\" --listen \"$1\" --passfd \"$2\" --store /run/nacre/images; exit $?"
         );
         let mut command = Command::new("unshare");
         command.args([
@@ -86,6 +87,7 @@ impl Process {
             "-c",
         ]);
         command.arg(script).arg(program).arg(format!("unix://{}", Process::socket(dir.path()).display()));
+        command.arg(format!("unix://{}", Process::passfd(dir.path()).display()));
         command.stdin(Stdio::null()).stdout(log.try_clone().context("copy a descriptor")?).stderr(log);
         let child = command.spawn().context("start the agent")?;
         Ok(Process { child, dir })
@@ -93,6 +95,20 @@ impl Process {
 
     fn socket(dir: &Path) -> PathBuf {
         dir.join("agent.sock")
+    }
+
+    fn passfd(dir: &Path) -> PathBuf {
+        dir.join("passfd.sock")
+    }
+
+    /// Connects a stream that requests can name as `port`.
+    ///
+    /// # Errors
+    /// A port that is in use.
+    pub async fn pass(&self, port: u32) -> Result<UnixStream> {
+        let socket = UnixSocket::new_stream().context("make a socket")?;
+        socket.bind(self.dir.path().join(port.to_string())).with_context(|| format!("bind to port {port}"))?;
+        socket.connect(Process::passfd(self.dir.path())).await.context("connect a stream")
     }
 
     /// Connects.
