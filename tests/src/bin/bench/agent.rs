@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
-use nacre_protocol::agent::SetPolicyRequest;
+use nacre_protocol::agent::{CreateContainerRequest, SetPolicyRequest};
 use nacre_protocol::health::CheckRequest;
 use nacre_tests::agent::{Client, Process, limit};
 use nacre_tests::suite;
+use tokio::io::AsyncReadExt as _;
 
 use crate::{Measured, ms, succeed};
 
 /// The names of the rows.
-pub(crate) const NAMES: [&str; 9] = [
+pub(crate) const NAMES: [&str; 10] = [
     "agent.rpc_round_trip",
     "agent.stdio_rpc",
+    "agent.stdio_passthrough",
     "agent.exec",
     "agent.exec_policy",
     "agent.create_100",
@@ -37,8 +39,9 @@ const CROWDS: usize = 5;
 const CONTAINERS: usize = 100;
 const CLIENTS: usize = 16;
 
-/// What is read of a container's output, in MiB.
+/// What is read of a container's output, in MiB: by calls, and over a connection.
 const STREAM: u64 = 64;
+const PASSED: u64 = 1024;
 
 /// How long the agent is left alone.
 const IDLE: Duration = Duration::from_secs(10);
@@ -79,6 +82,9 @@ pub(crate) async fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Resul
     }
     if wanted("agent.stdio_rpc") {
         all.push(stdio(&client, &root).await?);
+    }
+    if wanted("agent.stdio_passthrough") {
+        all.push(passthrough(&agent, &client, &root).await?);
     }
     if wanted("agent.exec") || wanted("agent.exec_policy") {
         all.extend(execs(&client, &root).await?);
@@ -130,6 +136,36 @@ async fn stdio(client: &Client, root: &str) -> Result<Measured> {
         speeds.push(STREAM as f64 / time);
     }
     Ok(Measured::many("agent.stdio_rpc", "MiB/s", &mut speeds))
+}
+
+/// A container's output over a connection of the host's.
+async fn passthrough(agent: &Process, client: &Client, root: &str) -> Result<Measured> {
+    let mut speeds = Vec::new();
+    let command = format!("busybox dd if=/dev/zero bs=1M count={PASSED} 2>/dev/null");
+    for port in (1u32..).take(STREAMS) {
+        let mut stream = agent.pass(port).await?;
+        let request = CreateContainerRequest {
+            container_id: "passed".into(),
+            OCI: Some(suite::spec("passed", root, &["busybox", "sh", "-c", &command], false)?).into(),
+            stdout_port: port,
+            ..Default::default()
+        };
+        client.agent.create_container(limit(), &request).await?;
+        let begun = Instant::now();
+        suite::start(client, "passed").await?;
+        let (mut buffer, mut length) = (vec![0; 1 << 20], 0);
+        loop {
+            match stream.read(&mut buffer).await.context("read a stream")? {
+                0 => break,
+                read => length += read as u64,
+            }
+        }
+        let time = begun.elapsed().as_secs_f64();
+        ensure!(length == PASSED << 20, "{length} bytes were read");
+        suite::remove(client, "passed").await?;
+        speeds.push(PASSED as f64 / time);
+    }
+    Ok(Measured::many("agent.stdio_passthrough", "MiB/s", &mut speeds))
 }
 
 /// From the call to the program's end; beside runc, which does the same from a command line.
