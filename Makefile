@@ -31,7 +31,7 @@ say = @printf '\033[1m==>\033[0m %s\n' "$(1)"
 # Copies only what changed, so that what depends on it stays up to date.
 put = @mkdir -p $(dir $(2)); cmp -s $(1) $(2) || install -m $(3) $(1) $(2)
 
-.PHONY: help setup kernel image agent host run test test-unit test-vm bench fmt lint install clean
+.PHONY: help setup kernel image agent host run test test-unit test-vm bench soak fmt lint install clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ test-vm: image ## Run the tests against real guests
 bench: image ## Measure sizes, boot, memory and speed beside named peers (ONLY=prefix for a part)
 	@cargo build --locked --quiet --release -p nacre-tests --bin nacre-bench
 	@target/release/nacre-bench --dist $(DIST) $(if $(ONLY),--only $(ONLY))
+
+soak: agent ## Have containers live random lives for 20 minutes, and see that nothing is left (MINUTES=n for another time)
+	@cargo build --locked --quiet --release -p nacre-tests --bin nacre-soak
+	@target/release/nacre-soak --dist $(DIST) $(if $(MINUTES),--minutes $(MINUTES))
 
 fmt: ## Format the code
 	@cargo fmt --all

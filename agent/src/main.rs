@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Role::Init => Start { boot, guest: Some(init::run()), settings: Settings::default() },
         Role::Agent(settings) => Start { boot, guest: None, settings },
     };
+    // Containers are made on many threads, each of which would have a heap of its own.
+    nacre_sys::heap::keep_small();
     match server::run(start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
