@@ -16,8 +16,8 @@ use nacre_protocol::agent::{
 use nacre_tests::agent::{Client, Process, limit};
 use nacre_tests::suite;
 
-/// The lives after which the agent is at its working size.
-const WARM_UP: u64 = 200;
+/// The lives after which the agent is near its working size: its heap grows with whatever crowd it has seen.
+const WARM_UP: u64 = 5000;
 
 /// How long threads that have nothing to do stay.
 const REST: Duration = Duration::from_secs(15);
