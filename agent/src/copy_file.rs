@@ -14,8 +14,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::agent::CopyFileRequest;
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+
+use crate::storage::directory;
 
 /// The directory below which hosts copy files.
 pub const ROOT: &str = "/run/kata-containers/shared/containers";
@@ -28,9 +30,6 @@ const MAX_PATH: usize = 4096;
 
 /// S_IFMT of inode(7): the bits of a mode that tell the type.
 const FILE_TYPE: u32 = 0o170_000;
-
-/// How often a path is resolved again because something below the root was renamed meanwhile.
-const MAX_RACES: usize = 64;
 
 /// A file was not copied.
 #[derive(Debug, thiserror::Error)]
@@ -144,16 +143,7 @@ impl CopyFile {
     }
 
     fn open_beneath(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        for _ in 0..MAX_RACES {
-            match fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
-                // A rename elsewhere raced with the resolution of a "..".
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                other => return other,
-            }
-        }
-        Err(Errno::AGAIN)
+        directory::open_beneath(&self.root, path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC)
     }
 }
 

@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("container", &["chain", "passthrough", "storage"]),
     ("storage", &["chain", "config"]),
     ("guest", &["storage"]),
+    ("copy_file", &["storage"]),
 ];
 
 /// The modules of the crate that the text names.

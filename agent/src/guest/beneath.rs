@@ -5,13 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use crate::storage::directory;
-
-/// How often a path is resolved again because something below the root was renamed meanwhile.
-const MAX_RACES: usize = 64;
 
 /// A file was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,14 +60,7 @@ pub fn find(root: &Path, path: &str) -> Result<OwnedFd, PathError> {
     let failed = |e: Errno| PathError::Open { path: path.clone(), source: e.into() };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = open(root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?;
-    for _ in 0..MAX_RACES {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        match openat2(&root, &below, flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            other => return other.map_err(failed),
-        }
-    }
-    Err(failed(Errno::AGAIN))
+    directory::open_beneath(&root, &below, flags).map_err(failed)
 }
 
 /// Open for reading what was found and is known to be a regular file or a directory: opening anything else may do something.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Gid, Mode, OFlags, chmodat, chownat, fstat, mkdirat, openat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, chmodat, chownat, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
 use super::Error;
@@ -14,6 +14,9 @@ const MAX_PATH: usize = 4096;
 
 /// How deep a path may go.
 const MAX_DEPTH: usize = 64;
+
+/// How often a path is resolved again because something below the root was renamed meanwhile.
+const MAX_RACES: usize = 64;
 
 /// The set-group-id bit, which hands a directory's group on to what is made in it.
 const SETGID: u32 = 0o2000;
@@ -32,6 +35,19 @@ pub fn parse(text: &str) -> Result<PathBuf, &'static str> {
         return Err("has no name, too many, or one that is none");
     }
     Ok(Path::new("/").join(names.iter().collect::<PathBuf>()))
+}
+
+/// Open what is below `root`, where containers may plant links at any time: the kernel resolves the path.
+pub fn open_beneath(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..MAX_RACES {
+        match openat2(&root, path, flags, Mode::empty(), resolve) {
+            // A rename elsewhere raced with the resolution of a "..".
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 /// A place in the tree, not a way to read it.
