@@ -78,14 +78,7 @@ pub(super) struct Document {
     /// Rules that are the same whatever is asked, and so are not evaluated.
     fixed: BTreeMap<String, bool>,
     allow_failing: bool,
-    engine: Mutex<Stateful>,
-}
-
-#[derive(Debug)]
-struct Stateful {
-    engine: Engine,
-    text: String,
-    state: serde_json::Value,
+    engine: Mutex<Engine>,
 }
 
 /// What a rule may be besides a boolean.
@@ -112,8 +105,7 @@ impl Document {
             return Err(Invalid::Package(packages.join(", ")));
         }
         let allow_failing = engine.eval_bool_query(format!("{PACKAGE}.{ALLOW_FAILING}"), false).unwrap_or(false);
-        let state = json!({ "pstate": {} });
-        Ok(Document { fixed: fixed(&text), allow_failing, engine: Mutex::new(Stateful { engine, text, state }) })
+        Ok(Document { fixed: fixed(&text), allow_failing, engine: Mutex::new(engine) })
     }
 
     /// What the rule says whatever is asked.
@@ -136,48 +128,44 @@ impl Document {
     /// What a rule says, and what it prints, which holds of the request whatever its author wanted to see.
     pub(super) fn explain(&self, rule: &str, input: Value) -> (Result<(), Reason>, Vec<String>) {
         // Whatever a holder that panicked has left is set anew.
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner).judge(rule, input)
+        let mut engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        engine.set_input(input);
+        let value = engine.eval_rule(format!("{PACKAGE}.{rule}"));
+        engine.set_input(Value::new_object()); // secrets are not kept
+        let prints = engine.take_prints().unwrap_or_default();
+        (verdict(&mut engine, rule, value), prints)
     }
 }
 
-impl Stateful {
-    fn judge(&mut self, rule: &str, input: Value) -> (Result<(), Reason>, Vec<String>) {
-        self.engine.set_input(input);
-        let value = self.engine.eval_rule(format!("{PACKAGE}.{rule}"));
-        self.engine.set_input(Value::new_object()); // secrets are not kept
-        let prints = self.engine.take_prints().unwrap_or_default();
-        (self.verdict(rule, value), prints)
+fn verdict(engine: &mut Engine, rule: &str, value: anyhow::Result<Value>) -> Result<(), Reason> {
+    match value {
+        Ok(Value::Bool(true)) => Ok(()),
+        Ok(Value::Bool(false) | Value::Undefined) => Err(Reason::No),
+        Ok(verdict @ Value::Object(_)) => follow(engine, &verdict),
+        Ok(_) => Err(Reason::Failed),
+        Err(_) => {
+            let sources = engine.get_policies().unwrap_or_default();
+            let is_named = sources.iter().any(|source| names(source.get_contents(), rule) > 0);
+            Err(if is_named { Reason::Failed } else { Reason::NoRule })
+        }
     }
+}
 
-    fn verdict(&mut self, rule: &str, value: anyhow::Result<Value>) -> Result<(), Reason> {
-        match value {
-            Ok(Value::Bool(true)) => Ok(()),
-            Ok(Value::Bool(false) | Value::Undefined) => Err(Reason::No),
-            Ok(verdict @ Value::Object(_)) => self.follow(&verdict),
-            Ok(_) => Err(Reason::Failed),
-            Err(_) if names(&self.text, rule) == 0 => Err(Reason::NoRule),
-            Err(_) => Err(Reason::Failed),
-        }
+/// Remember what the rule wants remembered.
+fn follow(engine: &mut Engine, verdict: &Value) -> Result<(), Reason> {
+    let verdict = serde_json::to_value(verdict).and_then(serde_json::from_value::<Verdict>);
+    let Verdict { allowed, ops } = verdict.map_err(|_| Reason::State)?;
+    if !allowed {
+        return Err(Reason::No);
     }
-
-    /// Remember what the rule wants remembered.
-    fn follow(&mut self, verdict: &Value) -> Result<(), Reason> {
-        let verdict = serde_json::to_value(verdict).and_then(serde_json::from_value::<Verdict>);
-        let Verdict { allowed, ops } = verdict.map_err(|_| Reason::State)?;
-        if !allowed {
-            return Err(Reason::No);
-        }
-        let Some(ops) = ops else { return Ok(()) };
-        let mut state = self.state.clone();
-        json_patch::patch(&mut state, &ops).map_err(|_| Reason::State)?;
-        if state.to_string().len() > MAX_STATE {
-            return Err(Reason::State);
-        }
-        self.engine.clear_data();
-        self.engine.add_data(state.clone().into()).map_err(|_| Reason::State)?;
-        self.state = state;
-        Ok(())
+    let Some(ops) = ops else { return Ok(()) };
+    let mut state = serde_json::to_value(engine.get_data()).map_err(|_| Reason::State)?;
+    json_patch::patch(&mut state, &ops).map_err(|_| Reason::State)?;
+    if state.to_string().len() > MAX_STATE {
+        return Err(Reason::State);
     }
+    engine.clear_data();
+    engine.add_data(state.into()).map_err(|_| Reason::State)
 }
 
 fn engine(text: &str, v0: bool) -> anyhow::Result<Engine> {

@@ -60,8 +60,8 @@ impl Policy {
 
     /// The policy of the image whose root is `root`; and what is wrong with it.
     pub fn of_image(root: &Path) -> (Policy, Option<Unusable>) {
-        let paths = POLICIES.iter().map(|path| root.join(path.trim_start_matches('/')));
-        let Some(path) = paths.into_iter().find(|path| path.exists()) else { return (Policy::allow_all(), None) };
+        let mut paths = POLICIES.iter().map(|path| root.join(path.trim_start_matches('/')));
+        let Some(path) = paths.find(|path| path.exists()) else { return (Policy::allow_all(), None) };
         let (rules, fault) = match Document::read(&path) {
             Ok(document) => (Rules::Document(Arc::new(document)), None),
             Err(source) => (Rules::DenyAll, Some(Unusable { path, source })),

@@ -69,8 +69,9 @@ impl Services {
             Ok(request) => serve(request).await,
             Err(denied) => Err(denied.into()),
         };
-        self.metrics.calls.count(name, begun.elapsed(), result.is_ok());
-        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let elapsed = begun.elapsed();
+        self.metrics.calls.count(name, elapsed, result.is_ok());
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         match result {
             Ok(answer) => {
                 tracing::debug!(rpc = name, micros, "answered");
