@@ -5,8 +5,7 @@
 use std::time::{Duration, Instant};
 
 use nacre_protocol::agent::{
-    CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, RemoveContainerRequest, StartContainerRequest,
-    TtyWinResizeRequest, WaitProcessRequest, WriteStreamRequest,
+    CreateContainerRequest, ExecProcessRequest, ReadStreamRequest, TtyWinResizeRequest, WriteStreamRequest,
 };
 use nacre_protocol::oci;
 use nacre_tests::agent::{Client, Process, limit};
@@ -43,21 +42,6 @@ async fn create(
     client.agent.create_container(limit(), &request).await.map(drop)
 }
 
-async fn start(client: &Client) {
-    let request = StartContainerRequest { container_id: "c".into(), ..Default::default() };
-    client.agent.start_container(limit(), &request).await.unwrap();
-}
-
-async fn wait(client: &Client, exec: &str) -> i32 {
-    let request = WaitProcessRequest { container_id: "c".into(), exec_id: exec.into(), ..Default::default() };
-    client.agent.wait_process(limit(), &request).await.unwrap().status
-}
-
-async fn remove(client: &Client) {
-    let request = RemoveContainerRequest { container_id: "c".into(), ..Default::default() };
-    client.agent.remove_container(limit(), &request).await.unwrap();
-}
-
 async fn text(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -70,7 +54,7 @@ async fn input_and_output_pass_to_their_ends() {
     let (mut stdin, mut stdout, mut stderr) =
         (agent.pass(1).await.unwrap(), agent.pass(2).await.unwrap(), agent.pass(3).await.unwrap());
     create(&client, &["busybox", "sh", "-c", "busybox cat; echo no >&2; exit 7"], false, [1, 2, 3]).await.unwrap();
-    start(&client).await;
+    suite::start(&client, "c").await.unwrap();
     let data: Vec<u8> = (0..9_000_000_u32).map(|i| (i % 251) as u8).collect();
     let mut read = Vec::new();
     let (written, output, errors) = tokio::join!(
@@ -84,8 +68,8 @@ async fn input_and_output_pass_to_their_ends() {
     written.unwrap();
     output.unwrap();
     assert!(read == data, "{} bytes of {}, or others", read.len(), data.len());
-    assert_eq!((errors.as_str(), wait(&client, "c").await), ("no\n", 7));
-    remove(&client).await;
+    assert_eq!((errors.as_str(), suite::wait(&client, "c", "c").await.unwrap()), ("no\n", 7));
+    suite::remove(&client, "c").await.unwrap();
 }
 
 #[tokio::test]
@@ -102,20 +86,20 @@ async fn a_terminal_is_passed_through_both_ways() {
         ..Default::default()
     };
     client.agent.tty_win_resize(limit(), &request).await.unwrap();
-    start(&client).await;
+    suite::start(&client, "c").await.unwrap();
     stdin.write_all(b"go\nhello\n").await.unwrap();
     stdin.shutdown().await.unwrap();
     let output = text(&mut stdout).await;
     assert!(output.contains("30 100\r\n") && output.contains("hello\r\n"), "{output:?}");
-    assert_eq!(wait(&client, "c").await, 0);
-    remove(&client).await;
+    assert_eq!(suite::wait(&client, "c", "c").await.unwrap(), 0);
+    suite::remove(&client, "c").await.unwrap();
 }
 
 #[tokio::test]
 async fn streams_without_a_port_are_empty_and_not_to_be_had() {
     let Some((agent, client)) = agent().await else { return };
     create(&client, &["busybox", "sleep", "1000"], false, [0; 3]).await.unwrap();
-    start(&client).await;
+    suite::start(&client, "c").await.unwrap();
     let mut stderr = agent.pass(5).await.unwrap();
     let script = "busybox head -c 1000000 /dev/zero; busybox cat; echo end >&2";
     let process = oci::Process {
@@ -139,8 +123,8 @@ async fn streams_without_a_port_are_empty_and_not_to_be_had() {
         WriteStreamRequest { container_id: "c".into(), exec_id: "e".into(), data: vec![1], ..Default::default() };
     assert!(client.agent.write_stdin(limit(), &request).await.is_err());
     assert_eq!(text(&mut stderr).await, "end\n");
-    assert_eq!(wait(&client, "e").await, 0);
-    remove(&client).await;
+    assert_eq!(suite::wait(&client, "c", "e").await.unwrap(), 0);
+    suite::remove(&client, "c").await.unwrap();
 }
 
 #[tokio::test]
@@ -149,17 +133,18 @@ async fn the_end_is_told_once_the_host_has_all_output_or_the_container_is_remove
     let mut stdout = agent.pass(2).await.unwrap();
     let args = ["busybox", "head", "-c", "2000000", "/dev/zero"]; // more than the pipe and the socket hold
     create(&client, &args, false, [0, 2, 0]).await.unwrap();
-    start(&client).await;
+    suite::start(&client, "c").await.unwrap();
     let mut read = Vec::new();
-    let status = tokio::join!(wait(&client, "c"), stdout.read_to_end(&mut read)).0;
-    assert_eq!((status, read.len()), (0, 2_000_000));
-    remove(&client).await;
+    let status = tokio::join!(suite::wait(&client, "c", "c"), stdout.read_to_end(&mut read)).0;
+    assert_eq!((status.unwrap(), read.len()), (0, 2_000_000));
+    suite::remove(&client, "c").await.unwrap();
 
     let _unread = agent.pass(4).await.unwrap();
     create(&client, &["busybox", "cat", "/dev/zero"], false, [0, 4, 0]).await.unwrap();
-    start(&client).await;
-    let (status, ()) = tokio::join!(wait(&client, "c"), remove(&client));
-    assert_eq!(status, 128 + 9);
+    suite::start(&client, "c").await.unwrap();
+    let (status, removed) = tokio::join!(suite::wait(&client, "c", "c"), suite::remove(&client, "c"));
+    removed.unwrap();
+    assert_eq!(status.unwrap(), 128 + 9);
 }
 
 #[tokio::test]
@@ -167,11 +152,11 @@ async fn a_program_whose_reader_hangs_up_hears_of_it() {
     let Some((agent, client)) = agent().await else { return };
     let mut stdout = agent.pass(2).await.unwrap();
     create(&client, &["busybox", "cat", "/dev/zero"], false, [0, 2, 0]).await.unwrap();
-    start(&client).await;
+    suite::start(&client, "c").await.unwrap();
     assert_eq!(stdout.read_u8().await.unwrap(), 0);
     drop(stdout);
-    assert_eq!(wait(&client, "c").await, 1); // an error, for the first process of a namespace gets no SIGPIPE
-    remove(&client).await;
+    assert_eq!(suite::wait(&client, "c", "c").await.unwrap(), 1); // an error, for the first process of a namespace gets no SIGPIPE
+    suite::remove(&client, "c").await.unwrap();
 }
 
 #[tokio::test]
@@ -184,5 +169,5 @@ async fn a_port_that_nobody_called_by_fails_the_request_and_closes_the_others() 
     assert!(begun.elapsed() < Duration::from_secs(20));
     assert_eq!(text(&mut stdin).await, "");
     create(&client, &["busybox", "true"], false, [0; 3]).await.unwrap();
-    remove(&client).await;
+    suite::remove(&client, "c").await.unwrap();
 }
