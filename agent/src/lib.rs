@@ -1,14 +1,15 @@
 //! The guest agent: PID 1 of a confidential pod's VM.
 //!
 //! A request's road, and so the order of the modules: [`server`] accepts, [`rpc`] decodes and asks [`policy`], [`sandbox`] knows the
-//! pod's state, [`container`] drives the container engine, [`storage`], [`network`], [`guest`], [`copy_file`], [`metrics`] and [`passthrough`] do
-//! what their names say. [`init`] is process 1.
+//! pod's state, [`container`] drives the container engine, [`storage`], [`device`], [`network`], [`guest`], [`copy_file`], [`metrics`] and
+//! [`passthrough`] do what their names say. [`init`] is process 1.
 
 pub mod args;
 pub mod boot;
 pub mod config;
 pub mod container;
 pub mod copy_file;
+pub mod device;
 pub mod guest;
 pub mod init;
 pub mod log;

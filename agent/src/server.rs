@@ -18,6 +18,7 @@ use ttrpc::asynchronous::Server;
 use crate::args;
 use crate::boot::Boot;
 use crate::config::{self, Config};
+use crate::device::Devices;
 use crate::metrics::Metrics;
 use crate::passthrough::Connections;
 use crate::policy::Policy;
@@ -101,7 +102,8 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, group, rules };
     let scratch = PathBuf::from(SCRATCH);
     let connections = connections(start.settings.passfd.as_deref(), config.passfd_listener_port)?;
-    let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections };
+    let devices = Arc::new(Devices::new(config.hotplug_timeout));
+    let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections, devices };
     let sandbox = Sandbox::new(shared, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);
     let allows_all = policy.allows_all();

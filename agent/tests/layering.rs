@@ -10,7 +10,10 @@ use std::path::Path;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &[]),
     ("lib", &[]),
-    ("server", &["args", "boot", "chain", "config", "metrics", "passthrough", "policy", "rpc", "sandbox", "storage"]),
+    (
+        "server",
+        &["args", "boot", "chain", "config", "device", "metrics", "passthrough", "policy", "rpc", "sandbox", "storage"],
+    ),
     (
         "rpc",
         &[
@@ -18,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "chain",
             "container",
             "copy_file",
+            "device",
             "guest",
             "metrics",
             "network",
@@ -28,9 +32,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "storage",
         ],
     ),
-    ("sandbox", &["chain", "container", "passthrough", "storage"]),
+    ("sandbox", &["chain", "container", "device", "passthrough", "storage"]),
     ("container", &["chain", "passthrough", "storage"]),
-    ("storage", &["chain", "config"]),
+    ("storage", &["chain", "config", "device"]),
     ("guest", &["storage"]),
     ("copy_file", &["storage"]),
 ];

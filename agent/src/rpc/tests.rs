@@ -14,12 +14,14 @@ use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
 use super::*;
+use crate::device::Devices;
 use crate::sandbox::Settings;
 use crate::storage::pull::Pulls;
 
 fn services(policy: Policy) -> (Services, watch::Sender<bool>) {
     let (sender, ready) = watch::channel(true);
-    let settings = Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None };
+    let devices = Arc::new(Devices::new(Duration::ZERO));
+    let settings = Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None, devices };
     let services = Services {
         policy,
         ready,

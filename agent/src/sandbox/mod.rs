@@ -26,6 +26,7 @@ use crate::container::oom;
 use crate::container::process::Process;
 use crate::container::spec::Namespaces;
 use crate::container::{self, Container, Made};
+use crate::device::Devices;
 use crate::passthrough::{self, Connections, Sockets};
 use crate::storage::pull::Pulls;
 use crate::storage::{self, Mounts, Prepared};
@@ -113,6 +114,8 @@ pub struct Settings {
     pub scratch: PathBuf,
     /// The connections to which processes' streams can be passed through.
     pub connections: Option<Arc<Connections>>,
+    /// The guest's devices.
+    pub devices: Arc<Devices>,
 }
 
 /// The pod.
@@ -381,7 +384,8 @@ impl Sandbox {
     }
 
     fn context<'a>(&'a self, owner: &'a str) -> storage::Context<'a> {
-        storage::Context { owner, scratch: &self.settings.scratch, mounts: &self.mounts, pulls: &self.pulls }
+        let Settings { scratch, devices, .. } = &self.settings;
+        storage::Context { owner, scratch, mounts: &self.mounts, pulls: &self.pulls, devices }
     }
 }
 

@@ -6,8 +6,13 @@ use crate::storage::place::Place;
 use crate::storage::pull;
 use crate::storage::rules::Rules;
 
+fn settings() -> Settings {
+    let devices = Arc::new(Devices::new(Duration::ZERO));
+    Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None, devices }
+}
+
 fn sandbox() -> Arc<Sandbox> {
-    Sandbox::new(Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None }, Pulls::for_tests())
+    Sandbox::new(settings(), Pulls::for_tests())
 }
 
 fn request(id: &str) -> CreateContainerRequest {
@@ -73,7 +78,7 @@ async fn images_wanted_early_are_pulled_once_the_pod_is_there() {
         group: Group::default(),
         rules: Rules { prefetch: vec!["a".into()], ..Rules::default() },
     });
-    let sandbox = Sandbox::new(Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None }, pulls);
+    let sandbox = Sandbox::new(settings(), pulls);
     match sandbox.create(CreateSandboxRequest::new()).await {
         Err(error @ Error::System { .. }) => return println!("skipped: {}", crate::chain(&error)),
         created => created.unwrap(),

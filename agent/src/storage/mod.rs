@@ -27,6 +27,7 @@ use nacre_protocol::agent::Storage;
 use nacre_pull::Image;
 use rustix::mount::{UnmountFlags, mount, mount_remount, unmount};
 
+use crate::device::Devices;
 use directory::Directory;
 use layers::Pulled;
 use options::Options;
@@ -119,6 +120,8 @@ pub struct Context<'a> {
     pub mounts: &'a Arc<Mounts>,
     /// The pulls of the whole agent.
     pub pulls: &'a Arc<Pulls>,
+    /// The devices of the guest.
+    pub devices: &'a Devices,
 }
 
 /// Storages that are there. Dropping it undoes them.

@@ -1,18 +1,20 @@
 //! Storages as a whole.
 
+use std::time::Duration;
+
 use super::*;
 
 fn storage(driver: &str, mount_point: &str) -> Storage {
     Storage { driver: driver.into(), mount_point: mount_point.into(), ..Storage::new() }
 }
 
-fn context<'a>(mounts: &'a Arc<Mounts>, pulls: &'a Arc<Pulls>) -> Context<'a> {
-    Context { owner: "c", scratch: Path::new("/nonexistent"), mounts, pulls }
+fn context<'a>(mounts: &'a Arc<Mounts>, pulls: &'a Arc<Pulls>, devices: &'a Devices) -> Context<'a> {
+    Context { owner: "c", scratch: Path::new("/nonexistent"), mounts, pulls, devices }
 }
 
 async fn try_prepare(storages: &[Storage]) -> Result<Prepared, Error> {
-    let (mounts, pulls) = (Mounts::new(), Pulls::for_tests());
-    prepare(storages, &context(&mounts, &pulls)).await
+    let (mounts, pulls, devices) = (Mounts::new(), Pulls::for_tests(), Devices::new(Duration::ZERO));
+    prepare(storages, &context(&mounts, &pulls, &devices)).await
 }
 
 #[tokio::test]
@@ -36,9 +38,9 @@ async fn a_local_directory_goes_with_its_last_user() {
     let point = dir.path().join("a/b");
     let mut wanted = storage("local", point.to_str().unwrap());
     wanted.options = vec!["mode=0750".into()];
-    let (mounts, pulls) = (Mounts::new(), Pulls::for_tests());
-    let first = prepare(std::slice::from_ref(&wanted), &context(&mounts, &pulls)).await.unwrap();
-    let second = prepare(&[wanted], &context(&mounts, &pulls)).await.unwrap();
+    let (mounts, pulls, devices) = (Mounts::new(), Pulls::for_tests(), Devices::new(Duration::ZERO));
+    let first = prepare(std::slice::from_ref(&wanted), &context(&mounts, &pulls, &devices)).await.unwrap();
+    let second = prepare(&[wanted], &context(&mounts, &pulls, &devices)).await.unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&point).unwrap().permissions()) & 0o7777, 0o750);
     first.release().unwrap();
     assert!(point.exists());
