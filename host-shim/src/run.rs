@@ -24,7 +24,7 @@ use crate::size::Size;
 use crate::state::{Phase, Pod, Pods};
 use crate::streams::Log;
 use crate::timings::{Timings, Watch, ms};
-use crate::vmm::{self, Vm, VmSpec, guest_calls};
+use crate::vmm::{self, Machine, Vm, VmSpec, guest_calls};
 use crate::{accelerator, blob_cache, detach, ready, spec, terminal, volumes};
 
 /// The largest file of certificates or credentials.
@@ -99,6 +99,7 @@ async fn bring_up(
     let vm_spec = VmSpec {
         layout: layout.clone(),
         dir: pod.dir().to_path_buf(),
+        machine: Machine::Microvm,
         accelerator: choice.accelerator,
         cpus: run.cpus.whole(),
         memory: run.memory,

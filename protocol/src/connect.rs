@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -82,13 +83,19 @@ pub async fn dial(address: &Address) -> io::Result<Stream> {
         Address::Vsock { cid, port } => Stream::Vsock(VsockStream::connect(VsockAddr::new(*cid, *port)).await?),
         Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
         Address::Abstract(name) => Stream::Unix(abstract_stream(name).await?),
-        Address::Hybrid { path, port } => {
-            let mut stream = UnixStream::connect(path).await?;
-            stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
-            parse_answer(&read_line(&mut stream).await?)?;
-            Stream::Unix(stream)
-        }
+        Address::Hybrid { path, port } => Stream::Unix(call(path, *port).await?.0),
     })
+}
+
+/// Calls a guest's `port` through the hybrid vsock at `path`. What the guest sees as the caller's port is told, where the vsock says it.
+///
+/// # Errors
+/// Those of the connection, and a guest that nobody listens in.
+pub async fn call(path: &Path, port: u32) -> io::Result<(UnixStream, Option<u32>)> {
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(format!("CONNECT {port}\n").as_bytes()).await?;
+    let own = parse_answer(&read_line(&mut stream).await?)?;
+    Ok((stream, own))
 }
 
 async fn abstract_stream(name: &str) -> io::Result<UnixStream> {

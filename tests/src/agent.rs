@@ -14,7 +14,7 @@ use nacre_protocol::nacre_ttrpc::GuestClient;
 use nacre_shim::accelerator::Accelerator;
 use nacre_shim::layout::Layout;
 use nacre_shim::size::Size;
-use nacre_shim::vmm::{Disk, Vm, VmSpec};
+use nacre_shim::vmm::{self, Disk, Vm, VmSpec};
 use tokio::net::{UnixSocket, UnixStream};
 use tokio::time::Instant;
 use ttrpc::context::{Context, with_timeout};
@@ -148,6 +148,8 @@ impl Drop for Process {
 /// What a guest runs on.
 #[derive(Debug)]
 pub struct Machine<'a> {
+    /// What QEMU plays.
+    pub kind: vmm::Machine,
     /// Its memory.
     pub memory: Size,
     /// Its disks.
@@ -158,7 +160,7 @@ pub struct Machine<'a> {
 
 impl Default for Machine<'_> {
     fn default() -> Self {
-        Machine { memory: Size::mib(512), disks: Vec::new(), words: &[] }
+        Machine { kind: vmm::Machine::Microvm, memory: Size::mib(512), disks: Vec::new(), words: &[] }
     }
 }
 
@@ -197,6 +199,7 @@ impl Guest {
         let spec = VmSpec {
             layout,
             dir: dir.path().to_path_buf(),
+            machine: machine.kind,
             accelerator: Accelerator::Tcg,
             cpus: 1,
             memory: machine.memory,
@@ -213,6 +216,15 @@ impl Guest {
     /// An agent that does not answer.
     pub async fn connect(&self) -> Result<Client> {
         Client::connect(&Address::Hybrid { path: self.vm.vsock().into(), port: nacre_protocol::AGENT_PORT }).await
+    }
+
+    /// Connects a stream to the guest's `port`, which requests can name by the port that is returned.
+    ///
+    /// # Errors
+    /// A port that nobody listens on.
+    pub async fn pass(&self, port: u32) -> Result<(UnixStream, u32)> {
+        let (stream, own) = connect::call(self.vm.vsock(), port).await.with_context(|| format!("call port {port}"))?;
+        Ok((stream, own.context("the vsock does not say by what port it calls")?))
     }
 
     /// The virtual machine.

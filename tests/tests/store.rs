@@ -64,7 +64,7 @@ impl World {
 
     /// A guest of 192 MiB with a pod in it.
     async fn pod(&self, words: &[&str], disks: Vec<Disk>) -> Pod {
-        let machine = Machine { memory: Size::mib(192), disks, words };
+        let machine = Machine { memory: Size::mib(192), disks, words, ..Machine::default() };
         let mut guest = Guest::boot_as(&self.dist, machine).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         let api = guest::Guest::connect(guest.vm().vsock(), deadline).await.unwrap();

@@ -1,0 +1,255 @@
+//! What a VM is to be, and the arguments by which QEMU makes it.
+
+use std::path::{Path, PathBuf};
+
+use super::READY_PORT;
+use crate::accelerator::Accelerator;
+use crate::layout::Layout;
+use crate::size::Size;
+
+/// How many disks there may be: a microvm with ACPI has 24 places for virtio, of which the vsock, the network and the random numbers take three.
+pub const MAX_DISKS: usize = 24 - 3;
+
+/// How many places a [`Machine::Q35`] has for what is plugged in while it runs.
+pub const PORTS: u8 = 8;
+
+/// Where the first of these places is on its PCI bus.
+const FIRST_PORT: u8 = 0x10;
+
+/// The machine that QEMU plays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Machine {
+    /// Small and fast: no PCI, no firmware, nothing can be plugged in.
+    #[default]
+    Microvm,
+    /// A whole PC, to which devices (`bus=port0` to `port7`), memory and processors can be added ([`super::Vm::qmp`]).
+    Q35,
+}
+
+impl Machine {
+    /// How its virtio devices are called.
+    fn bus(self) -> &'static str {
+        match self {
+            Machine::Microvm => "device",
+            Machine::Q35 => "pci",
+        }
+    }
+}
+
+/// A disk of the VM's: a file of the host.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The file.
+    pub path: PathBuf,
+    /// By which the guest knows it; at most 20 bytes are seen there.
+    pub serial: String,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+}
+
+impl Disk {
+    /// Nothing on it outlives the VM, so the host need not write it through: `unsafe` is only said of a host that loses power. When
+    /// the host fails, the guest is told: by default QEMU would stop it until somebody comes.
+    fn arguments(&self, machine: Machine) -> [String; 4] {
+        let (serial, read_only) = (&self.serial, if self.read_only { "on" } else { "off" });
+        let path = value(&self.path);
+        [
+            "-drive".into(),
+            format!(
+                "if=none,id=disk-{serial},format=raw,cache=unsafe,werror=report,rerror=report,readonly={read_only},file={path}"
+            ),
+            "-device".into(),
+            format!("virtio-blk-{},drive=disk-{serial},serial={serial}", machine.bus()),
+        ]
+    }
+}
+
+/// A path as an option's value: a comma ends one there, and two are one.
+fn value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// What a VM is to be.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Its files.
+    pub layout: Layout,
+    /// The pod's directory: sockets and console go there.
+    pub dir: PathBuf,
+    /// What QEMU plays.
+    pub machine: Machine,
+    /// What makes its processor.
+    pub accelerator: Accelerator,
+    /// How many processors.
+    pub cpus: u8,
+    /// How much memory.
+    pub memory: Size,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// More words for the kernel's command line.
+    pub kernel_args: Vec<String>,
+}
+
+impl VmSpec {
+    pub(super) fn vhost_socket(&self) -> PathBuf {
+        self.dir.join("vhost.sock")
+    }
+
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.dir.join("qmp.sock")
+    }
+
+    pub(super) fn vsock(&self) -> PathBuf {
+        self.dir.join("vm.vsock")
+    }
+
+    /// The kernel's command line. Without a calibrating timer the kernel must be told the TSC's rate, and under emulation the test of
+    /// the timer's interrupt fails now and then.
+    fn command_line(&self, tsc_khz: Option<u64>) -> String {
+        let mut words = vec!["console=ttyS0".to_string(), "quiet".into(), "panic=-1".into(), "reboot=t".into()];
+        if self.machine == Machine::Microvm {
+            words.push("pci=off".into());
+        }
+        if self.accelerator == Accelerator::Tcg {
+            words.push("no_timer_check".into());
+            words.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+        }
+        words.push(format!("nacre.ready_port={READY_PORT}"));
+        words.extend(self.kernel_args.iter().cloned());
+        words.join(" ")
+    }
+
+    /// QEMU's arguments.
+    pub(super) fn arguments(&self, tsc_khz: Option<u64>) -> Vec<String> {
+        let (mib, bus) = (self.memory.as_mib(), self.machine.bus());
+        let path = |path: &Path| path.display().to_string();
+        [
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-accel",
+            self.accelerator.name(),
+            "-cpu",
+            if self.accelerator == Accelerator::Kvm { "host" } else { "max" },
+            "-object",
+            &format!("memory-backend-memfd,id=memory,size={mib}M,share=on"),
+            "-kernel",
+            &path(&self.layout.kernel),
+            "-initrd",
+            &path(&self.layout.image),
+            "-append",
+            &self.command_line(tsc_khz),
+            "-serial",
+            "stdio",
+            "-chardev",
+            &format!("socket,id=vsock,path={}", value(&self.vhost_socket())),
+            "-device",
+            &format!("vhost-user-vsock-{bus},chardev=vsock"),
+            "-netdev",
+            "user,id=network",
+            "-device",
+            &format!("virtio-net-{bus},netdev=network,mac=52:54:00:6e:61:63"),
+            "-device",
+            &format!("virtio-rng-{bus}"),
+        ]
+        .map(String::from)
+        .into_iter()
+        .chain(self.machine_arguments())
+        .chain(self.disks.iter().flat_map(|disk| disk.arguments(self.machine)))
+        .collect()
+    }
+
+    /// The machine, with room for as much again as it has, where it can grow.
+    fn machine_arguments(&self) -> Vec<String> {
+        let (cpus, mib) = (self.cpus, self.memory.as_mib());
+        let mut arguments: Vec<String> = match self.machine {
+            Machine::Microvm => vec![
+                "-machine".into(),
+                "microvm,acpi=on,rtc=on,pit=off,pic=off,memory-backend=memory".into(),
+                "-smp".into(),
+                cpus.to_string(),
+                "-m".into(),
+                format!("{mib}M"),
+            ],
+            Machine::Q35 => vec![
+                "-machine".into(),
+                "q35,nvdimm=on,memory-backend=memory".into(),
+                "-smp".into(),
+                format!("{cpus},maxcpus={}", u16::from(cpus) * 2),
+                "-m".into(),
+                format!("{mib}M,slots=4,maxmem={}M", mib * 2),
+                "-qmp".into(),
+                format!("unix:{},server=on,wait=off", value(&self.monitor())),
+            ],
+        };
+        if self.machine == Machine::Q35 {
+            arguments.extend((0..PORTS).flat_map(port));
+        }
+        arguments
+    }
+}
+
+/// A place for a device that is plugged in.
+fn port(number: u8) -> [String; 2] {
+    let place = FIRST_PORT + number;
+    ["-device".into(), format!("pcie-root-port,id=port{number},chassis={number},addr={place:#x}")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(accelerator: Accelerator) -> VmSpec {
+        VmSpec {
+            layout: Layout { kernel: "/k".into(), image: "/i".into() },
+            dir: "/run/nacre/a".into(),
+            machine: Machine::Microvm,
+            accelerator,
+            cpus: 2,
+            memory: Size::mib(512),
+            disks: vec![Disk { path: "/a,b".into(), serial: "one".into(), read_only: true }],
+            kernel_args: vec!["agent.log=debug".into()],
+        }
+    }
+
+    #[test]
+    fn an_emulated_guest_is_told_its_clock_and_a_real_one_is_not() {
+        let line = spec(Accelerator::Tcg).command_line(Some(2_600_000));
+        assert!(line.contains("no_timer_check tsc_early_khz=2600000"), "{line}");
+        assert!(line.ends_with("nacre.ready_port=1030 agent.log=debug"), "{line}");
+        assert!(!spec(Accelerator::Kvm).command_line(Some(1)).contains("tsc_early"));
+    }
+
+    #[test]
+    fn the_machine_is_what_was_asked_for() {
+        let arguments = spec(Accelerator::Kvm).arguments(None).join(" ");
+        for expected in [
+            "-accel kvm -cpu host",
+            "-machine microvm,acpi=on,rtc=on,pit=off,pic=off,memory-backend=memory -smp 2 -m 512M",
+            "memory-backend-memfd,id=memory,size=512M,share=on",
+            "-kernel /k -initrd /i",
+            "socket,id=vsock,path=/run/nacre/a/vhost.sock",
+            "if=none,id=disk-one,format=raw,cache=unsafe,werror=report,rerror=report,readonly=on,file=/a,,b",
+            "-device virtio-blk-device,drive=disk-one,serial=one",
+        ] {
+            assert!(arguments.contains(expected), "{expected}: {arguments}");
+        }
+    }
+
+    #[test]
+    fn a_pc_has_pci_and_room_to_grow() {
+        let spec = VmSpec { machine: Machine::Q35, ..spec(Accelerator::Tcg) };
+        assert!(!spec.command_line(None).contains("pci=off"));
+        let arguments = spec.arguments(None).join(" ");
+        for expected in [
+            "-machine q35,nvdimm=on,memory-backend=memory -smp 2,maxcpus=4 -m 512M,slots=4,maxmem=1024M",
+            "-qmp unix:/run/nacre/a/qmp.sock,server=on,wait=off",
+            "pcie-root-port,id=port7,chassis=7,addr=0x17",
+            "-device virtio-blk-pci,drive=disk-one,serial=one",
+        ] {
+            assert!(arguments.contains(expected), "{expected}: {arguments}");
+        }
+    }
+}
