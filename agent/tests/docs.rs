@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::Path;
 
+use nacre_agent::device;
 use nacre_agent::metrics::{Facts, Metrics};
-use nacre_agent::storage::HANDLERS;
+use nacre_agent::storage;
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -26,7 +27,8 @@ fn every_word_method_driver_and_metric_is_described() {
     let methods: Vec<_> = between(&proto, "rpc ", "(").collect();
     let families: Vec<_> = between(&metrics, "# TYPE ", " ").collect();
     assert!(words.len() > 15 && methods.len() == 42 && families.len() > 15);
-    for name in words.into_iter().chain(methods).chain(families).chain(HANDLERS.iter().copied()) {
+    let handlers = storage::HANDLERS.iter().chain(device::HANDLERS).copied();
+    for name in words.into_iter().chain(methods).chain(families).chain(handlers) {
         assert!(docs.contains(name), "docs/agent.md does not say what {name} is");
     }
 }

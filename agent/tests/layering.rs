@@ -33,9 +33,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("sandbox", &["chain", "container", "device", "passthrough", "storage"]),
-    ("container", &["chain", "passthrough", "storage"]),
+    ("container", &["chain", "device", "passthrough", "storage"]),
+    ("device", &["chain"]),
     ("storage", &["chain", "config", "device"]),
-    ("guest", &["storage"]),
+    ("guest", &["device", "storage"]),
     ("copy_file", &["storage"]),
 ];
 

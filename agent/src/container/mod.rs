@@ -19,6 +19,7 @@ use nacre_jail::{Io, LineEnds, Plan, Status};
 use oci_spec::runtime;
 use tokio::task::spawn_blocking;
 
+use crate::device::Addresses;
 use crate::passthrough::Sockets;
 use crate::storage::{self, Prepared};
 use process::{Handle, Process};
@@ -196,6 +197,7 @@ pub struct Container {
     id: String,
     engine: Arc<Engine>,
     init: Arc<Process>,
+    addresses: Addresses,
     execs: Mutex<Vec<(String, Slot)>>,
     storages: Mutex<Option<Prepared>>,
     oom: Mutex<Option<oom::Watch>>,
@@ -214,6 +216,7 @@ impl Container {
     pub fn new(
         id: &str,
         made: Made,
+        addresses: Addresses,
         sockets: Option<Sockets>,
         pipe_size: Option<usize>,
     ) -> Result<Arc<Container>, Error> {
@@ -224,6 +227,7 @@ impl Container {
             id: id.into(),
             engine,
             init,
+            addresses,
             execs: Mutex::default(),
             storages: Mutex::new(Some(storages)),
             oom: Mutex::default(),
@@ -235,6 +239,11 @@ impl Container {
     /// The first process's number in the guest.
     pub fn pid(&self) -> i32 {
         self.init.pid()
+    }
+
+    /// What its PCI devices' addresses on the host are here.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// The file in the guest to which it says why it ended.

@@ -4,14 +4,20 @@
 //! ([`uevent`]), looks in sysfs, and looks again at each event until time is up: what is there costs no wait, what comes is seen when it
 //! comes, and nothing runs while nobody waits.
 
+mod address;
+mod container;
+mod edit;
 mod locator;
 mod tree;
 pub mod uevent;
+mod vfio;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use address::Addresses;
+pub use container::HANDLERS;
 pub use locator::{Locator, PciPath, Slot};
 pub use tree::{Block, Tree};
 
@@ -38,6 +44,19 @@ pub enum Error {
         /// What was found in its place at last.
         missing: String,
     },
+    /// There is no such type.
+    #[error("device type {0:?} is not supported by this agent; it has {HANDLERS:?}")]
+    Unsupported(String),
+    /// A device could not be changed.
+    #[error("{act} {path:?}")]
+    System {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// The kernel's events can't be heard.
     #[error("listen for the kernel's device events")]
     Listen(#[from] io::Error),
@@ -47,6 +66,11 @@ impl Error {
     /// Whether the request itself is at fault.
     pub fn is_invalid(&self) -> bool {
         matches!(self, Error::Invalid { .. })
+    }
+
+    /// Whether the agent does not offer what is asked for.
+    pub fn is_unimplemented(&self) -> bool {
+        matches!(self, Error::Unsupported(_))
     }
 
     /// Whether time ran out.

@@ -1,11 +1,13 @@
 //! What sysfs and `/dev` have of a device at this moment. All of this blocks for as long as sysfs takes.
 
-use std::fs;
+use std::fs::{self, FileType, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
 
+use super::Error;
 use super::locator::{Locator, PciPath};
 
 /// A block device.
@@ -75,28 +77,40 @@ impl Tree {
     pub fn scan_scsi(&self, target: u8, lun: u16) {
         for host in entries(&self.sysfs.join("class/scsi_host")).unwrap_or_default() {
             let scan = host.join("scan");
-            if let Err(error) = fs::write(&scan, format!("0 {target} {lun}")) {
-                tracing::warn!(?scan, "look for a SCSI disk: {error}"); // another host may have it
+            if let Err(error) = write(&scan, &format!("0 {target} {lun}")) {
+                tracing::warn!("look for a SCSI disk: {}", crate::chain(&error)); // another host may have it
             }
         }
     }
 
     /// The node of the block device that is `directory` in sysfs. It is made a moment after that, and before the kernel tells.
     fn node(&self, directory: &Path) -> Result<Block, String> {
-        let read = |path: PathBuf| fs::read_to_string(&path).map_err(|e| format!("{path:?}: {e}"));
-        let text = read(directory.join("dev"))?;
-        let number = text.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        let (major, minor) = number.ok_or_else(|| format!("{directory:?} has no device number"))?;
         let node = self.dev.join(name_of(directory));
-        let metadata = fs::symlink_metadata(&node).map_err(|e| format!("{node:?}: {e}"))?;
-        if !metadata.file_type().is_block_device() || number_of(metadata.rdev()) != (major, minor) {
-            return Err(format!("{node:?} is not the block device {major}:{minor}"));
-        }
+        let (major, minor) = number(directory, &node, FileTypeExt::is_block_device)?;
         Ok(Block { node, major, minor })
     }
 }
 
-fn number_of(device: u64) -> (u32, u32) {
+/// The number of the device that is `directory` in sysfs. It has that `node`, of the right kind.
+pub(super) fn number(directory: &Path, node: &Path, is_kind: fn(&FileType) -> bool) -> Result<(u32, u32), String> {
+    let file = directory.join("dev");
+    let text = fs::read_to_string(&file).map_err(|e| format!("{file:?}: {e}"))?;
+    let number = text.trim().split_once(':').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    let (major, minor) = number.ok_or_else(|| format!("{file:?} has no device number"))?;
+    let metadata = fs::symlink_metadata(node).map_err(|e| format!("{node:?}: {e}"))?;
+    if !is_kind(&metadata.file_type()) || number_of(metadata.rdev()) != (major, minor) {
+        return Err(format!("{node:?} is not the device {major}:{minor} that {directory:?} is"));
+    }
+    Ok((major, minor))
+}
+
+/// Write to a file that sysfs has.
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|source| Error::System { act: "write to", path: path.into(), source })
+}
+
+pub(super) fn number_of(device: u64) -> (u32, u32) {
     (major(device), minor(device))
 }
 
@@ -114,11 +128,11 @@ fn only(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf, Stri
     }
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, String> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, String> {
     let list = fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
     list.map_err(|error| format!("{directory:?}: {error}"))
 }
 
-fn name_of(path: &Path) -> String {
+pub(super) fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

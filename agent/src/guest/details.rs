@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nacre_protocol::agent::{AgentDetails, GuestDetailsRequest, GuestDetailsResponse};
 
-use crate::storage;
+use crate::{device, storage};
 
 const MEMORY: &str = "/sys/devices/system/memory";
 
@@ -27,6 +27,7 @@ pub fn details(request: &GuestDetailsRequest, init_daemon: bool) -> Result<Guest
     response.agent_details = Some(AgentDetails {
         version: env!("CARGO_PKG_VERSION").into(),
         init_daemon,
+        device_handlers: device::HANDLERS.iter().map(|&h| h.into()).collect(),
         storage_handlers: storage::HANDLERS.iter().map(|&h| h.into()).collect(),
         supports_seccomp: true,
         ..AgentDetails::new()
@@ -71,6 +72,7 @@ mod tests {
         let agent = response.agent_details.unwrap();
         assert!(agent.init_daemon && agent.supports_seccomp);
         assert!(agent.storage_handlers.iter().any(|h| h == "image_guest_pull"));
+        assert!(agent.device_handlers.iter().any(|h| h == "blk"));
         assert_eq!(response.mem_block_size_bytes, 0);
     }
 }

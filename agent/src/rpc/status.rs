@@ -7,7 +7,7 @@ use ttrpc::Code;
 
 use crate::network::iptables::FilterError;
 use crate::storage::pull::AccessError;
-use crate::{container, copy_file, guest, metrics, network, passthrough, policy, sandbox, storage};
+use crate::{container, copy_file, device, guest, metrics, network, passthrough, policy, sandbox, storage};
 
 /// Whatever a request can end in.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +102,7 @@ fn of_sandbox(error: &sandbox::Error) -> Code {
         sandbox::Error::RemovalTakesLong { .. } => Code::DEADLINE_EXCEEDED,
         sandbox::Error::Destroyed => Code::FAILED_PRECONDITION,
         sandbox::Error::Container(error) => of_container(error),
+        sandbox::Error::Device(error) => of_device(error),
         sandbox::Error::Storage(error) => of_storage(error),
         sandbox::Error::Passthrough(passthrough::Error::Off) => Code::FAILED_PRECONDITION,
         sandbox::Error::Passthrough(passthrough::Error::NoConnection { .. }) => Code::DEADLINE_EXCEEDED,
@@ -144,6 +145,15 @@ fn of_storage(error: &storage::Error) -> Code {
         error if error.is_deadline() => Code::DEADLINE_EXCEEDED,
         error if error.is_exhausted() => Code::RESOURCE_EXHAUSTED,
         error => invalid_or_internal(error.is_invalid()),
+    }
+}
+
+fn of_device(error: &device::Error) -> Code {
+    match error {
+        device::Error::Invalid { .. } => Code::INVALID_ARGUMENT,
+        device::Error::Unsupported(_) => Code::UNIMPLEMENTED,
+        device::Error::Missing { .. } => Code::DEADLINE_EXCEEDED,
+        device::Error::System { .. } | device::Error::Listen(_) => Code::INTERNAL,
     }
 }
 

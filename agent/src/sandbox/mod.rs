@@ -26,7 +26,7 @@ use crate::container::oom;
 use crate::container::process::Process;
 use crate::container::spec::Namespaces;
 use crate::container::{self, Container, Made};
-use crate::device::Devices;
+use crate::device::{self, Devices};
 use crate::passthrough::{self, Connections, Sockets};
 use crate::storage::pull::Pulls;
 use crate::storage::{self, Mounts, Prepared};
@@ -83,6 +83,9 @@ pub enum Error {
     /// Streams that are to be passed through.
     #[error(transparent)]
     Passthrough(#[from] passthrough::Error),
+    /// A device's own errors.
+    #[error(transparent)]
+    Device(#[from] device::Error),
     /// A storage's own errors.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -243,8 +246,9 @@ impl Sandbox {
         let id = ContainerId::parse(&request.container_id).map_err(Error::Invalid)?;
         refuse_unsupported(&request)?;
         let spec = request.OCI.as_ref().ok_or_else(|| Error::Invalid("OCI: is missing".into()))?;
-        let spec = convert::spec_to_oci(spec)?;
+        let mut spec = convert::spec_to_oci(spec)?;
         let name = self.reserve(&id)?;
+        let addresses = self.settings.devices.give(&request.devices, &mut spec).await?;
         let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;
         let namespaces = self.namespaces(request.sandbox_pidns)?;
         let (bundle, pipe_size) = (Path::new(RUN).join(id.as_str()), self.settings.pipe_size);
@@ -255,7 +259,7 @@ impl Sandbox {
             Ok::<_, Error>((made, name))
         });
         let (made, name) = made.await.map_err(|_| Error::Task)??;
-        let container = Container::new(id.as_str(), made, sockets, pipe_size)?;
+        let container = Container::new(id.as_str(), made, addresses, sockets, pipe_size)?;
         if request.sandbox_pidns {
             let pid =
                 namespaces::Namespace::of(container.pid(), "pid").map_err(Error::system("open a PID namespace"))?;
@@ -317,8 +321,10 @@ impl Sandbox {
             return Err(Error::Invalid(format!("exec_id: 1 to {MAX_EXEC_ID} characters are expected")));
         }
         let process = request.process.as_ref().ok_or_else(|| Error::Invalid("process: is missing".into()))?;
-        let process = convert::process_to_oci(process)?;
-        self.container(&request.container_id)?.exec(exec, process, sockets).await?;
+        let mut process = convert::process_to_oci(process)?;
+        let container = self.container(&request.container_id)?;
+        container.addresses().translate(&mut process)?;
+        container.exec(exec, process, sockets).await?;
         tracing::info!(container = request.container_id, exec, "process started");
         Ok(())
     }
@@ -390,9 +396,6 @@ impl Sandbox {
 }
 
 fn refuse_unsupported(request: &CreateContainerRequest) -> Result<(), Error> {
-    if !request.devices.is_empty() {
-        return Err(Error::Unsupported("devices"));
-    }
     if !request.shared_mounts.is_empty() {
         return Err(Error::Unsupported("shared mounts"));
     }

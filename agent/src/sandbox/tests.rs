@@ -1,5 +1,7 @@
 //! What the pod refuses, without a container being run.
 
+use nacre_protocol::agent::Device;
+
 use super::*;
 use crate::storage::group::Group;
 use crate::storage::place::Place;
@@ -52,6 +54,18 @@ async fn what_is_not_offered_is_said() {
     let error = sandbox.create_container(with_port).await.unwrap_err();
     assert!(error.to_string().contains("agent.passfd_listener_port is not set"), "{error}");
     assert!(matches!(sandbox.create_container(request("../a")).await, Err(Error::Invalid(_))));
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_come_gives_the_name_back() {
+    let sandbox = sandbox();
+    let mut wanted = Device::new();
+    (wanted.type_, wanted.id, wanted.container_path) = ("blk".into(), "1f/1f".into(), "/dev/a".into());
+    let mut request = request("a");
+    request.devices.push(wanted);
+    let error = sandbox.create_container(request).await.unwrap_err();
+    assert!(matches!(error, Error::Device(device::Error::Missing { .. })), "{error}");
+    assert_eq!(sandbox.count(), 0);
 }
 
 #[tokio::test]
