@@ -103,7 +103,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let scratch = PathBuf::from(SCRATCH);
     let connections = connections(start.settings.passfd.as_deref(), config.passfd_listener_port)?;
     let devices = Arc::new(Devices::new(config.hotplug_timeout));
-    let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections, devices };
+    let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections, devices: devices.clone() };
     let sandbox = Sandbox::new(shared, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);
     let allows_all = policy.allows_all();
@@ -114,7 +114,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
         boot: boot.clone(),
         metrics: Metrics::new(),
         init_daemon: is_guest,
-        hotplug_timeout: config.hotplug_timeout,
+        devices,
     };
     let address = &config.server_addr;
     let listener = connect::listen(address).with_context(|| format!("listen on {address}"))?;

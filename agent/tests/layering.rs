@@ -36,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("container", &["chain", "device", "passthrough", "storage"]),
     ("device", &["chain"]),
     ("storage", &["chain", "config", "device"]),
+    ("network", &["chain", "device"]),
     ("guest", &["device", "storage"]),
     ("copy_file", &["storage"]),
 ];

@@ -125,6 +125,12 @@ impl Devices {
         self.wait(locator, look).await
     }
 
+    /// The name of the network interface of the card at `path`. Waits until it is there.
+    pub async fn interface(&self, path: &PciPath) -> Result<String, Error> {
+        let (tree, wanted) = (self.tree.clone(), path.clone());
+        self.wait(path, move || tree.interface(&wanted)).await
+    }
+
     /// What `look` finds once it finds something; what it says while it does not is why not.
     async fn wait<T: Send + 'static>(
         &self,
@@ -137,4 +143,4 @@ impl Devices {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

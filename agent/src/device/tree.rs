@@ -34,7 +34,7 @@ impl Tree {
     /// The block device at `locator`, or what there is in its place.
     pub fn block(&self, locator: &Locator) -> Result<Block, String> {
         let directory = match locator {
-            Locator::Pci(path) => only(&only(&self.pci(path)?, |name| name.starts_with("virtio"))?.join("block"), any)?,
+            Locator::Pci(path) => only(&only(&self.pci(path)?, is_virtio)?.join("block"), any)?,
             Locator::Node(name) => self.sysfs.join("class/block").join(name),
             Locator::Scsi { target, lun } => {
                 let suffix = format!(":0:{target}:{lun}");
@@ -59,6 +59,13 @@ impl Tree {
             }
         }
         Ok(directory)
+    }
+
+    /// The name of the network interface of the card at `path`. That of a virtio card is one level down.
+    pub fn interface(&self, path: &PciPath) -> Result<String, String> {
+        let card = self.pci(path)?;
+        let card = only(&card, is_virtio).unwrap_or(card);
+        only(&card.join("net"), any).map(|interface| name_of(&interface))
     }
 
     /// On machines that have their devices from a device tree, the root is below its bridge.
@@ -112,6 +119,10 @@ pub(super) fn write(path: &Path, text: &str) -> Result<(), Error> {
 
 pub(super) fn number_of(device: u64) -> (u32, u32) {
     (major(device), minor(device))
+}
+
+fn is_virtio(name: &str) -> bool {
+    name.starts_with("virtio")
 }
 
 fn any(_: &str) -> bool {

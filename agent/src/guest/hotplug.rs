@@ -5,16 +5,15 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nacre_protocol::agent::OnlineCPUMemRequest;
+use tokio::task::spawn_blocking;
+
+use crate::device::uevent;
 
 /// Where sysfs has the machine's devices.
 pub const DEVICES: &str = "/sys/devices/system";
-
-/// How often processors that are still to come are looked for.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// The most memory blocks of one request: 8 TiB of the usual size.
 const MAX_BLOCKS: usize = 64 << 10;
@@ -32,6 +31,9 @@ pub enum HotplugError {
         /// How long they were waited for.
         patience: Duration,
     },
+    /// What is plugged in can't be heard of, or nobody is left to look.
+    #[error("wait for the kernel's word of what is plugged in")]
+    Wait(#[from] io::Error),
     /// The request names too many memory blocks.
     #[error("{0} memory blocks: at most {MAX_BLOCKS} are expected")]
     TooMany(usize),
@@ -52,26 +54,27 @@ pub enum HotplugError {
 
 /// Put to use what `request` says was plugged in. Processors are waited for, up to `patience`, also where `wait` is not set: hosts that
 /// leave it out rely on them all the same. Below `devices` is what sysfs has at [`DEVICES`].
-pub fn online(devices: &Path, request: &OnlineCPUMemRequest, patience: Duration) -> Result<(), HotplugError> {
-    online_cpus(devices, request.nb_cpus, patience)?;
-    if request.cpu_only { Ok(()) } else { online_memory(devices) }
+pub async fn online(devices: PathBuf, request: &OnlineCPUMemRequest, patience: Duration) -> Result<(), HotplugError> {
+    online_cpus(&devices, request.nb_cpus, patience).await?;
+    if request.cpu_only {
+        return Ok(());
+    }
+    spawn_blocking(move || online_memory(&devices)).await.map_err(io::Error::from)?
 }
 
 /// Put `cpus` more processors to use.
-fn online_cpus(devices: &Path, cpus: u32, patience: Duration) -> Result<(), HotplugError> {
-    let deadline = Instant::now() + patience;
+async fn online_cpus(devices: &Path, cpus: u32, patience: Duration) -> Result<(), HotplugError> {
     let directory = devices.join("cpu");
     let mut found = 0;
-    loop {
-        found += switch_on(&directory, "cpu", cpus - found)?;
-        if found == cpus {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(HotplugError::TooFew { wanted: cpus, found, patience });
-        }
-        thread::sleep(PAUSE);
-    }
+    let look = move || {
+        found += match switch_on(&directory, "cpu", cpus - found) {
+            Ok(more) => more,
+            Err(error) => return Ok(Err(error)), // not worth a second look
+        };
+        if found == cpus { Ok(Ok(())) } else { Err(found) }
+    };
+    let looked = uevent::wait(patience, look).await?;
+    looked.unwrap_or_else(|found| Err(HotplugError::TooFew { wanted: cpus, found, patience }))
 }
 
 /// Put all memory to use that is there.
@@ -124,6 +127,7 @@ fn write(path: &Path, text: &str) -> Result<(), HotplugError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::tests::stir;
 
     const NOW: Duration = Duration::ZERO;
 
@@ -151,47 +155,51 @@ mod tests {
         fs::read_to_string(devices.path().join(name).join("online")).unwrap().starts_with('1')
     }
 
-    #[test]
-    fn as_many_processors_are_put_to_use_as_were_plugged_in() {
+    #[tokio::test]
+    async fn as_many_processors_are_put_to_use_as_were_plugged_in() {
         let devices = devices(&[
             ("cpu/cpu0", None),
             ("cpu/cpu1", Some("1\n")),
             ("cpu/cpu2", Some("0\n")),
             ("cpu/cpu3", Some("0\n")),
         ]);
-        online_cpus(devices.path(), 1, NOW).unwrap();
+        online_cpus(devices.path(), 1, NOW).await.unwrap();
         assert!(is_on(&devices, "cpu/cpu2") != is_on(&devices, "cpu/cpu3"));
-        let error = online_cpus(devices.path(), 2, NOW).unwrap_err();
+        let error = online_cpus(devices.path(), 2, NOW).await.unwrap_err();
         assert!(matches!(error, HotplugError::TooFew { wanted: 2, found: 1, .. }), "{error}");
         assert!(is_on(&devices, "cpu/cpu2") && is_on(&devices, "cpu/cpu3"));
-        online_cpus(devices.path(), 0, NOW).unwrap();
+        online_cpus(devices.path(), 0, NOW).await.unwrap();
     }
 
-    #[test]
-    fn processors_are_waited_for() {
+    #[tokio::test]
+    async fn processors_are_waited_for() {
         let devices = devices(&[("cpu/cpu0", None)]);
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| online_cpus(devices.path(), 1, Duration::from_secs(20)));
-            add(devices.path(), "cpu/cpu1", Some("0\n"));
-            waiting.join().unwrap().unwrap();
-        });
-        assert!(is_on(&devices, "cpu/cpu1"));
+        let path = devices.path().to_path_buf();
+        let waiting = tokio::spawn(async move { online_cpus(&path, 2, Duration::from_secs(60)).await });
+        for new in ["cpu/cpu1", "cpu/cpu2"] {
+            add(devices.path(), new, Some("0\n"));
+            if !stir() {
+                return;
+            }
+        }
+        waiting.await.unwrap().unwrap();
+        assert!(is_on(&devices, "cpu/cpu1") && is_on(&devices, "cpu/cpu2"));
     }
 
-    #[test]
-    fn only_devices_are_switched() {
+    #[tokio::test]
+    async fn only_devices_are_switched() {
         let devices = devices(&[
             ("memory/memory32", Some("0\n")),
             ("memory/power", Some("0\n")),
             ("memory/memoryx", Some("0\n")),
         ]);
         let request = OnlineCPUMemRequest { cpu_only: true, ..OnlineCPUMemRequest::new() };
-        online(devices.path(), &request, NOW).unwrap();
+        online(devices.path().into(), &request, NOW).await.unwrap();
         assert!(!is_on(&devices, "memory/memory32"));
-        online(devices.path(), &OnlineCPUMemRequest::new(), NOW).unwrap();
+        online(devices.path().into(), &OnlineCPUMemRequest::new(), NOW).await.unwrap();
         assert!(is_on(&devices, "memory/memory32"));
         assert!(!is_on(&devices, "memory/power") && !is_on(&devices, "memory/memoryx"));
-        online(Path::new("/nonexistent"), &OnlineCPUMemRequest::new(), NOW).unwrap();
+        online("/nonexistent".into(), &OnlineCPUMemRequest::new(), NOW).await.unwrap();
     }
 
     #[test]

@@ -5,8 +5,7 @@
 //! request twice does the same as once, and a host may correct itself. What the kernel made (link-local addresses, the
 //! routes of addresses, those of router advertisements) is left alone.
 //!
-//! All calls but the packet filter's block, for the kernel's answer only, except for an interface that is still to be
-//! plugged in. They act on the network namespace of the calling thread.
+//! All calls that are not async block, for the kernel's answer only. They act on the network namespace of the calling thread.
 
 pub mod iptables;
 mod kernel;
@@ -18,10 +17,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use nacre_protocol::{agent, types};
 
+use crate::device::Devices;
 use kernel::{Address, IFF_NOARP, IFF_UP, Link, Neighbour, RTPROT_BOOT, Route};
 use netlink::Socket;
 use prefix::Prefix;
@@ -83,13 +82,21 @@ pub fn bring_up_loopback() -> Result<(), Error> {
     kernel::configure(&mut socket, lo.index, IFF_UP, IFF_UP, None).map_err(Error::netlink("bring up", "lo"))
 }
 
-/// Make the interface as `wanted`, which is returned as it came. One that is said to be plugged in is waited for, up to
-/// `patience`.
-pub fn update_interface(wanted: Option<&types::Interface>, patience: Duration) -> Result<types::Interface, Error> {
+/// What the interface is called now whose card `wanted` names by its place. Waits until it is plugged in.
+pub async fn plugged(wanted: Option<&types::Interface>, devices: &Devices) -> Result<Option<String>, Error> {
+    let wanted = Interface::parse(wanted.ok_or(Error::Empty("update interface"))?)?;
+    let Some(card) = wanted.card else { return Ok(None) };
+    let name = devices.interface(&card).await.map_err(|error| Error::LinkNotFound(crate::chain(&error)))?;
+    Ok(Some(name))
+}
+
+/// Make the interface as `wanted`, which is returned as it came; `plugged` is what it is called, where its card is known.
+pub fn update_interface(wanted: Option<&types::Interface>, plugged: Option<&str>) -> Result<types::Interface, Error> {
     let request = wanted.ok_or(Error::Empty("update interface"))?;
     let wanted = Interface::parse(request)?;
     let mut socket = open()?;
-    let link = await_link(&mut socket, &wanted, patience)?;
+    let link = choose(all_links(&mut socket)?, &wanted, plugged);
+    let link = link.ok_or_else(|| Error::LinkNotFound(wanted.to_string()))?;
     if let Some(mac) = wanted.mac.as_ref().filter(|mac| **mac != link.mac) {
         let set = |socket: &mut Socket| kernel::set_mac(socket, link.index, mac);
         while_down(&mut socket, &link, set).map_err(Error::netlink("set hardware address of", &link.name))?;
@@ -213,29 +220,15 @@ fn family(address: IpAddr) -> types::IPFamily {
     if address.is_ipv6() { types::IPFamily::v6 } else { types::IPFamily::v4 }
 }
 
-/// The interface that is meant: the one with the hardware address, or else with the name.
-fn await_link(socket: &mut Socket, wanted: &Interface, patience: Duration) -> Result<Link, Error> {
-    let deadline = Instant::now() + patience;
-    // Subscribed before the first look, so that no link slips in between.
-    let changes = match wanted.hotplugged {
-        true => Some(Socket::of_link_changes().map_err(Error::netlink("open", "a netlink socket"))?),
-        false => None,
+/// The interface that is meant: the one of the card, or else with the hardware address, or else with the name.
+fn choose(mut links: Vec<Link>, wanted: &Interface, plugged: Option<&str>) -> Option<Link> {
+    let by_name = |name: &str| links.iter().position(|link| link.name == name);
+    let by_mac = |mac: &Vec<u8>| links.iter().position(|link| link.mac == *mac);
+    let position = match plugged {
+        Some(name) => by_name(name),
+        None => wanted.mac.as_ref().and_then(by_mac).or_else(|| wanted.name.as_deref().and_then(by_name)),
     };
-    loop {
-        if let Some(link) = choose(all_links(socket)?, wanted) {
-            return Ok(link);
-        }
-        let changed = changes.as_ref().map_or(Ok(false), |changes| changes.wait_for_change(deadline));
-        if !changed.map_err(Error::netlink("wait for", wanted))? {
-            return Err(Error::LinkNotFound(wanted.to_string()));
-        }
-    }
-}
-
-fn choose(mut links: Vec<Link>, wanted: &Interface) -> Option<Link> {
-    let by_mac = wanted.mac.as_ref().and_then(|mac| links.iter().position(|link| link.mac == *mac));
-    let by_name = || wanted.name.as_ref().and_then(|name| links.iter().position(|link| link.name == *name));
-    by_mac.or_else(by_name).map(|position| links.swap_remove(position))
+    position.map(|position| links.swap_remove(position))
 }
 
 /// Give `link` its name. The interface that has it gets the other's old name.

@@ -1,4 +1,4 @@
-//! rtnetlink as far as the agent needs it: requests that the kernel acknowledges, dumps, and word of new links.
+//! rtnetlink as far as the agent needs it: requests that the kernel acknowledges, and dumps.
 //!
 //! This is written here instead of taken from a crate because the agent needs few of rtnetlink's messages, and the
 //! crates that know all of them weigh a tenth of the agent. Messages are only believed when they come from the kernel:
@@ -6,9 +6,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -27,9 +26,6 @@ pub const REPLACE: u16 = 0x100;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-
-/// Multicast group of link changes.
-const RTMGRP_LINK: u32 = 1;
 
 /// More than the kernel puts into one datagram of a dump.
 const DATAGRAM: usize = 64 << 10;
@@ -145,20 +141,11 @@ pub struct Socket {
 impl Socket {
     /// A socket for requests and dumps.
     pub fn open() -> io::Result<Socket> {
-        Socket::bind(0)
-    }
-
-    /// A socket that hears of changes to links.
-    pub fn of_link_changes() -> io::Result<Socket> {
-        Socket::bind(RTMGRP_LINK)
-    }
-
-    fn bind(groups: u32) -> io::Result<Socket> {
         let kind = SocketType::RAW;
         // NETLINK_ROUTE is protocol 0.
         let fd = net::socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, None)?;
         net::sockopt::set_socket_timeout(&fd, net::sockopt::Timeout::Recv, Some(PATIENCE))?;
-        net::bind(&fd, &SocketAddrNetlink::new(0, groups))?;
+        net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
         Ok(Socket { fd, sequence: 0 })
     }
 
@@ -207,24 +194,6 @@ impl Socket {
             }
         }
         Err(Errno::MSGSIZE.into())
-    }
-
-    /// Wait for any change that this socket hears of; `false` when `deadline` came first.
-    pub fn wait_for_change(&self, deadline: Instant) -> io::Result<bool> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
-        match poll(&mut polled, Some(&left)) {
-            Ok(0) => return Ok(false),
-            Ok(_) => {}
-            Err(Errno::INTR) => return Ok(true),
-            Err(e) => return Err(e.into()),
-        }
-        match self.receive(&mut vec![0; DATAGRAM]) {
-            // Changes were lost, so there were some.
-            Err(e) if e.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(true),
-            other => other.map(|_| true),
-        }
     }
 
     fn send(&mut self, message: &Message, flags: u16) -> io::Result<()> {

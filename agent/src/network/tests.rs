@@ -2,8 +2,10 @@
 
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use super::*;
+use crate::device::tests::{Machine, stir};
 
 /// Run `test` in a network namespace of its own, or say why not.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
@@ -34,7 +36,6 @@ fn device(name: &str, mac: &str) -> bool {
 
 const MAC_A: &str = "02:00:00:00:00:0a";
 const MAC_B: &str = "02:00:00:00:00:0b";
-const NOW: Duration = Duration::ZERO;
 
 fn interface(name: &str, mac: &str, addresses: &[(&str, &str)]) -> types::Interface {
     let address = |(address, mask): &(&str, &str)| types::IPAddress {
@@ -94,7 +95,7 @@ fn an_interface_is_found_by_its_mac_and_configured() {
         let mut wanted = interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")]);
         wanted.mtu = 1400;
         wanted.raw_flags = IFF_NOARP;
-        assert_eq!(update_interface(Some(&wanted), NOW).unwrap(), wanted);
+        assert_eq!(update_interface(Some(&wanted), None).unwrap(), wanted);
         let eth0 = listed("eth0");
         assert_eq!((eth0.mtu, eth0.hwAddr.as_str()), (1400, MAC_A));
         assert_eq!(addresses("eth0"), ["10.1.0.2/24", "fd00::2/64"]);
@@ -118,7 +119,7 @@ fn addresses_are_those_of_the_last_request() {
             (&first, &["10.1.0.2/24", "10.9.0.1/16", "10.1.0.3/24"]),
             (&second, &["10.1.0.3/24", "10.2.0.1/16"]),
         ] {
-            update_interface(Some(wanted), NOW).unwrap();
+            update_interface(Some(wanted), None).unwrap();
             let (mut present, mut expected) = (addresses("eth0"), expected.to_vec());
             present.sort();
             expected.sort();
@@ -133,8 +134,8 @@ fn an_interface_that_has_the_wanted_name_gets_the_other_one() {
         if !device("eth0", MAC_A) || !device("eth1", MAC_B) {
             return;
         }
-        update_interface(Some(&interface("eth0", MAC_A, &[])), NOW).unwrap();
-        update_interface(Some(&interface("eth0", MAC_B, &[])), NOW).unwrap();
+        update_interface(Some(&interface("eth0", MAC_A, &[])), None).unwrap();
+        update_interface(Some(&interface("eth0", MAC_B, &[])), None).unwrap();
         assert_eq!(listed("eth0").hwAddr, MAC_B);
         assert_eq!(listed("eth1").hwAddr, MAC_A);
     });
@@ -146,8 +147,8 @@ fn an_interface_found_by_name_gets_the_mac() {
         if !device("eth0", MAC_A) {
             return;
         }
-        update_interface(Some(&interface("eth0", MAC_A, &[])), NOW).unwrap();
-        update_interface(Some(&interface("eth0", MAC_B, &[])), NOW).unwrap();
+        update_interface(Some(&interface("eth0", MAC_A, &[])), None).unwrap();
+        update_interface(Some(&interface("eth0", MAC_B, &[])), None).unwrap();
         assert_eq!(listed("eth0").hwAddr, MAC_B);
     });
 }
@@ -155,11 +156,11 @@ fn an_interface_found_by_name_gets_the_mac() {
 #[test]
 fn a_missing_interface_is_named() {
     in_namespace(|| {
-        let error = update_interface(Some(&interface("eth7", MAC_A, &[])), NOW).unwrap_err().to_string();
+        let error = update_interface(Some(&interface("eth7", MAC_A, &[])), None).unwrap_err().to_string();
         assert!(error.contains("Link not found (") && error.contains("eth7"), "{error}");
         let error = update_routes(Some(&routes(&[("", "10.0.0.1", "eth7")]))).unwrap_err().to_string();
         assert!(error.contains("Link not found (") && error.contains("eth7"), "{error}");
-        assert_eq!(update_interface(None, NOW).unwrap_err().to_string(), "empty update interface request");
+        assert_eq!(update_interface(None, None).unwrap_err().to_string(), "empty update interface request");
         assert_eq!(update_routes(None).unwrap_err().to_string(), "empty update routes request");
         let error = add_neighbours(Some(&neighbours(&[("10.0.0.1", "eth7", MAC_A)]))).unwrap_err().to_string();
         assert!(error.contains("Link not found (") && error.contains("eth7"), "{error}");
@@ -168,22 +169,39 @@ fn a_missing_interface_is_named() {
 }
 
 #[test]
-fn an_interface_that_is_plugged_in_later_is_waited_for() {
+fn the_interface_of_a_card_gets_the_address_and_name_that_are_asked_for() {
     in_namespace(|| {
-        let mut wanted = interface("eth0", MAC_A, &[("10.1.0.2", "24")]);
+        if !device("card0", MAC_B) || !device("eth0", MAC_A) {
+            return;
+        }
+        let mut wanted = interface("eth0", MAC_A, &[]);
         wanted.devicePath = "02/01".into();
-        let error = update_interface(Some(&wanted), Duration::from_millis(10)).unwrap_err();
-        assert!(matches!(error, Error::LinkNotFound(_)));
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| update_interface(Some(&wanted), Duration::from_secs(20)));
-            if !device("any0", MAC_A) {
-                ip("link add any0 address 02:00:00:00:00:0a type veth");
-            }
-            if let Err(e) = waiting.join().unwrap() {
-                println!("skipped: no device could be made: {e}");
-            }
-        });
+        update_interface(Some(&wanted), Some("card0")).unwrap();
+        assert_eq!(listed("eth0").hwAddr, MAC_A);
+        assert_eq!(listed("card0").hwAddr, MAC_A); // which had the name
+        let error = update_interface(Some(&wanted), Some("gone0")).unwrap_err();
+        assert!(matches!(error, Error::LinkNotFound(_)), "{error}");
     });
+}
+
+#[tokio::test]
+async fn an_interface_is_waited_for_at_the_place_of_its_card() {
+    let machine = Machine::new();
+    let devices = machine.devices(Duration::from_secs(60));
+    let mut wanted = interface("eth0", MAC_A, &[]);
+    assert_eq!(plugged(Some(&wanted), &devices).await.unwrap(), None);
+    wanted.devicePath = "02/x".into();
+    assert!(plugged(Some(&wanted), &devices).await.unwrap_err().is_invalid());
+    wanted.devicePath = "02".into();
+    let error = plugged(Some(&wanted), &machine.devices(Duration::ZERO)).await.unwrap_err().to_string();
+    assert!(error.starts_with("Link not found (PCI device 00:02.0 is not there"), "{error}");
+    let waiting = tokio::spawn(async move { plugged(Some(&wanted), &devices).await });
+    machine.dir("sys/devices/pci0000:00/0000:00:02.0/virtio1/net/eth7");
+    if stir() {
+        assert_eq!(waiting.await.unwrap().unwrap(), Some("eth7".into()));
+    }
+    machine.dir("sys/devices/pci0000:00/0000:00:03.0/net/ens3");
+    assert_eq!(machine.devices(Duration::ZERO).interface(&"03".parse().unwrap()).await.unwrap(), "ens3");
 }
 
 #[test]
@@ -193,7 +211,7 @@ fn routes_are_those_of_the_last_request() {
             return;
         }
         let eth0 = interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")]);
-        update_interface(Some(&eth0), NOW).unwrap();
+        update_interface(Some(&eth0), None).unwrap();
         let first = routes(&[
             ("", "169.254.1.1", "eth0"),
             ("169.254.1.1", "", "eth0"),
@@ -224,7 +242,7 @@ fn mtu_source_and_scope_of_a_route_are_kept() {
         if !device("eth0", MAC_A) {
             return;
         }
-        update_interface(Some(&interface("eth0", MAC_A, &[("10.1.0.2", "24")])), NOW).unwrap();
+        update_interface(Some(&interface("eth0", MAC_A, &[("10.1.0.2", "24")])), None).unwrap();
         let mut wanted = routes(&[("10.7.0.0/16", "", "eth0")]);
         wanted.Routes[0].mtu = 1300;
         wanted.Routes[0].source = "10.1.0.2".into();
@@ -266,7 +284,7 @@ fn neighbours_are_added_and_replaced() {
         if !device("eth0", MAC_A) {
             return;
         }
-        update_interface(Some(&interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")])), NOW).unwrap();
+        update_interface(Some(&interface("eth0", MAC_A, &[("10.1.0.2", "24"), ("fd00::2", "64")])), None).unwrap();
         let (v4, v6) = ("10.1.0.1 dev eth0 lladdr", "fd00::1 dev eth0 lladdr");
         add_neighbours(Some(&neighbours(&[("10.1.0.1", "eth0", MAC_A), ("fd00::1", "eth0", MAC_A)]))).unwrap();
         assert_eq!(permanent(), [format!("{v4} {MAC_A} PERMANENT"), format!("{v6} {MAC_A} PERMANENT")]);

@@ -8,6 +8,7 @@ use nacre_protocol::types;
 use super::Error;
 use super::kernel::{IFF_NOARP, NUD_PERMANENT};
 use super::prefix::{Prefix, parse_length};
+use crate::device::PciPath;
 
 /// The most addresses of one interface, and the most routes and neighbours, that a request may name.
 const MAX_ENTRIES: usize = 1024;
@@ -34,8 +35,8 @@ pub struct Interface {
     pub mtu: Option<u32>,
     /// Whether it uses ARP.
     pub arp: bool,
-    /// Whether it may still have to appear.
-    pub hotplugged: bool,
+    /// Where its card is, which may still have to be plugged in; `None` where the host does not say.
+    pub card: Option<PciPath>,
 }
 
 impl Interface {
@@ -49,6 +50,7 @@ impl Interface {
             let ip = a.address.parse().map_err(|_| of("address", &a.address, "is not an IP address"))?;
             parse_length(ip, &a.mask).map_err(|reason| of("address", &format!("{}/{}", a.address, a.mask), reason))
         };
+        let card = |path: &str| path.parse().map_err(|_| of("devicePath", path, "is not a PCI path"));
         let mtu = u32::try_from(wanted.mtu).map_err(|_| of("mtu", &wanted.mtu.to_string(), "is too large"))?;
         let interface = Interface {
             name: some(&wanted.name).map(check_name).transpose()?,
@@ -56,10 +58,10 @@ impl Interface {
             addresses: wanted.IPAddresses.iter().map(address).collect::<Result<_, _>>()?,
             mtu: (mtu > 0).then_some(mtu),
             arp: wanted.raw_flags & IFF_NOARP == 0,
-            hotplugged: !wanted.devicePath.is_empty(),
+            card: some(&wanted.devicePath).map(card).transpose()?,
         };
-        if interface.name.is_none() && interface.mac.is_none() {
-            return Err(of("name", "", "and hwAddr are both missing"));
+        if interface.name.is_none() && interface.mac.is_none() && interface.card.is_none() {
+            return Err(of("name", "", "and hwAddr and devicePath are missing"));
         }
         Ok(interface)
     }

@@ -11,6 +11,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::{Services, blocking};
 use crate::copy_file::{self, CopyFile};
+use crate::device::{Locator, PciPath};
 use crate::metrics::Facts;
 use crate::{guest, network, sandbox, stats};
 
@@ -205,8 +206,8 @@ impl AgentService for Services {
     ) -> ttrpc::Result<types::Interface> {
         self.pass("UpdateInterface", request, |request| async move {
             let request = request.into_inner();
-            let patience = self.hotplug_timeout;
-            blocking(move || network::update_interface(request.interface.as_ref(), patience)).await
+            let plugged = network::plugged(request.interface.as_ref(), &self.devices).await?;
+            blocking(move || network::update_interface(request.interface.as_ref(), plugged.as_deref())).await
         })
         .await
     }
@@ -291,9 +292,7 @@ impl AgentService for Services {
 
     async fn online_cpu_mem(&self, _: &TtrpcContext, request: OnlineCPUMemRequest) -> ttrpc::Result<Empty> {
         self.pass("OnlineCPUMem", request, |request| async move {
-            let request = request.into_inner();
-            let patience = self.hotplug_timeout;
-            blocking(move || guest::online(Path::new(guest::DEVICES), &request, patience)).await?;
+            guest::online(guest::DEVICES.into(), &request.into_inner(), self.devices.patience()).await?;
             Ok(Empty::new())
         })
         .await
@@ -356,7 +355,13 @@ impl AgentService for Services {
     }
 
     async fn add_swap(&self, _: &TtrpcContext, request: AddSwapRequest) -> ttrpc::Result<Empty> {
-        self.refuse("AddSwap", request).await
+        self.pass("AddSwap", request, |request| async move {
+            let disk = Locator::Pci(PciPath::of_slots(&request.into_inner().PCIPath)?);
+            let node = self.devices.block(&disk).await?.node;
+            blocking(move || guest::add_swap(&node.to_string_lossy())).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn add_swap_path(&self, _: &TtrpcContext, request: AddSwapPathRequest) -> ttrpc::Result<Empty> {

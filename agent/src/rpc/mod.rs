@@ -7,7 +7,7 @@ mod status;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nacre_protocol::{agent_ttrpc, health_ttrpc, nacre_ttrpc};
 use protobuf::MessageFull;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use ttrpc::asynchronous::Server;
 
 use crate::boot::Boot;
+use crate::device::Devices;
 use crate::metrics::Metrics;
 use crate::policy::{Authorized, Policy};
 use crate::sandbox::Sandbox;
@@ -36,8 +37,8 @@ pub struct Services {
     pub metrics: Metrics,
     /// Whether process 1 is ours.
     pub init_daemon: bool,
-    /// How long a device that is being plugged in is waited for.
-    pub hotplug_timeout: Duration,
+    /// The guest's devices.
+    pub devices: Arc<Devices>,
 }
 
 /// Serve all of `services` on `server`.

@@ -51,6 +51,9 @@ pub enum Error {
     /// Swap space.
     #[error(transparent)]
     Swap(#[from] guest::SwapError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] device::Error),
     /// A volume.
     #[error(transparent)]
     Volume(#[from] guest::VolumeError),
@@ -83,6 +86,7 @@ impl Error {
             Error::Entropy(error) => invalid_or_internal(error.is_invalid()),
             Error::Hotplug(error) => of_hotplug(error),
             Error::Swap(error) => invalid_or_internal(error.is_invalid()),
+            Error::Device(error) => of_device(error),
             Error::Volume(error) => of_volume(error),
             Error::Filter(error) => of_filter(error),
             Error::Diagnostics(error) => of_diagnostics(error),
@@ -162,7 +166,7 @@ fn of_hotplug(error: &guest::HotplugError) -> Code {
         guest::HotplugError::TooFew { .. } => Code::DEADLINE_EXCEEDED,
         guest::HotplugError::TooMany(_) => Code::INVALID_ARGUMENT,
         guest::HotplugError::NoProbe(_) => Code::FAILED_PRECONDITION,
-        guest::HotplugError::System { .. } => Code::INTERNAL,
+        guest::HotplugError::System { .. } | guest::HotplugError::Wait(_) => Code::INTERNAL,
     }
 }
 

@@ -1,11 +1,12 @@
 //! The gate and the services behind it, without a socket.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use nacre_protocol::agent::{
     AddARPNeighborsRequest, AddSwapPathRequest, AddSwapRequest, GetDiagnosticDataRequest, ListInterfacesRequest,
-    ListRoutesRequest, MemHotplugByProbeRequest, RemoveContainerRequest, ResizeVolumeRequest, SetPolicyRequest,
-    StartContainerRequest, VolumeStatsRequest, WaitProcessRequest,
+    ListRoutesRequest, MemAgentMemcgConfig, MemHotplugByProbeRequest, RemoveContainerRequest, ResizeVolumeRequest,
+    SetPolicyRequest, StartContainerRequest, VolumeStatsRequest, WaitProcessRequest,
 };
 use nacre_protocol::agent_ttrpc::AgentService;
 use nacre_protocol::health::CheckRequest;
@@ -14,14 +15,14 @@ use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
 use super::*;
-use crate::device::Devices;
 use crate::sandbox::Settings;
 use crate::storage::pull::Pulls;
 
 fn services(policy: Policy) -> (Services, watch::Sender<bool>) {
     let (sender, ready) = watch::channel(true);
     let devices = Arc::new(Devices::new(Duration::ZERO));
-    let settings = Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None, devices };
+    let settings =
+        Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None, devices: devices.clone() };
     let services = Services {
         policy,
         ready,
@@ -29,7 +30,7 @@ fn services(policy: Policy) -> (Services, watch::Sender<bool>) {
         boot: Arc::new(Boot::begin()),
         metrics: Metrics::new(),
         init_daemon: false,
-        hotplug_timeout: Duration::from_secs(1),
+        devices,
     };
     (services, sender)
 }
@@ -53,8 +54,8 @@ fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (Code, String) {
 #[tokio::test]
 async fn what_is_not_offered_is_unimplemented_and_never_not_found() {
     let (services, _ready) = services(Policy::allow_all());
-    let (code, text) = code(services.add_swap(&context(), AddSwapRequest::new()).await);
-    assert_eq!((code, text.as_str()), (Code::UNIMPLEMENTED, "AddSwap is not implemented by this agent"));
+    let (code, text) = code(services.mem_agent_memcg_set(&context(), MemAgentMemcgConfig::new()).await);
+    assert_eq!((code, text.as_str()), (Code::UNIMPLEMENTED, "MemAgentMemcgSet is not implemented by this agent"));
 }
 
 #[tokio::test]
@@ -103,6 +104,7 @@ async fn what_makes_no_sense_is_the_callers_mistake() {
     let neighbours = services.add_arp_neighbors(&context, AddARPNeighborsRequest::new()).await;
     let addresses = MemHotplugByProbeRequest { memHotplugProbeAddr: vec![0; 1 << 17], ..Default::default() };
     let path = || "/etc/passwd".to_string();
+    let pci_swap = AddSwapRequest { PCIPath: vec![32], ..Default::default() };
     let swap = AddSwapPathRequest { path: path(), ..Default::default() };
     let stats = VolumeStatsRequest { volume_guest_path: path(), ..Default::default() };
     let resize = ResizeVolumeRequest { volume_guest_path: path(), ..Default::default() };
@@ -110,6 +112,7 @@ async fn what_makes_no_sense_is_the_callers_mistake() {
     for ((code, text), expected) in [
         (code(neighbours), "empty add arp neighbours request"),
         (code(services.mem_hotplug_by_probe(&context, addresses).await), "131072 memory blocks"),
+        (code(services.add_swap(&context, pci_swap).await), "PCI path \"20\""),
         (code(services.add_swap_path(&context, swap).await), "is no block device"),
         (code(services.get_volume_stats(&context, stats).await), "is not below"),
         (code(services.resize_volume(&context, resize).await), "is not below"),
