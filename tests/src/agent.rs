@@ -150,6 +150,8 @@ impl Drop for Process {
 pub struct Machine<'a> {
     /// What QEMU plays.
     pub kind: vmm::Machine,
+    /// How many processors it has.
+    pub cpus: u8,
     /// Its memory.
     pub memory: Size,
     /// Its disks.
@@ -160,7 +162,7 @@ pub struct Machine<'a> {
 
 impl Default for Machine<'_> {
     fn default() -> Self {
-        Machine { kind: vmm::Machine::Microvm, memory: Size::mib(512), disks: Vec::new(), words: &[] }
+        Machine { kind: vmm::Machine::Microvm, cpus: 1, memory: Size::mib(512), disks: Vec::new(), words: &[] }
     }
 }
 
@@ -201,7 +203,7 @@ impl Guest {
             dir: dir.path().to_path_buf(),
             machine: machine.kind,
             accelerator: Accelerator::Tcg,
-            cpus: 1,
+            cpus: machine.cpus,
             memory: machine.memory,
             disks: machine.disks,
             kernel_args: machine.words.iter().map(ToString::to_string).collect(),

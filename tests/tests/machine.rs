@@ -8,7 +8,7 @@ use nacre_protocol::agent::{CreateContainerRequest, GetMetricsRequest, OnlineCPU
 use nacre_shim::vmm::{self, Qmp};
 use nacre_tests::agent::{Client, Guest, Machine, limit};
 use nacre_tests::{dist, suite};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
 /// The guest's port for streams.
@@ -20,12 +20,12 @@ const SAID: usize = 8 << 20;
 /// How long a kernel may take to find what was plugged in.
 const FOUND_WITHIN: Duration = Duration::from_secs(20);
 
-async fn pc() -> Option<(Guest, Client)> {
+async fn boot(machine: Machine<'_>) -> Option<(Guest, Client)> {
     let dist = dist::dist()?;
-    if !dist::have(&["qemu-system-x86_64"]) {
+    if !dist::have(&["qemu-system-x86_64", "busybox"]) {
         return None;
     }
-    let guest = Guest::boot_as(&dist, Machine { kind: vmm::Machine::Q35, ..Machine::default() }).await.unwrap();
+    let guest = Guest::boot_as(&dist, machine).await.unwrap();
     let client = guest.connect().await.unwrap();
     Some((guest, client))
 }
@@ -43,23 +43,15 @@ async fn plug_memory(qmp: &mut Qmp) {
     qmp.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" })).await.unwrap();
 }
 
-async fn plug_processor(qmp: &mut Qmp) {
-    let places = qmp.execute("query-hotpluggable-cpus", json!({})).await.unwrap();
-    let free = places.as_array().unwrap().iter().find(|place| place["qom-path"] == Value::Null).unwrap();
-    let mut device = free["props"].clone();
-    device["driver"] = free["type"].clone();
-    device["id"] = "processor".into();
-    qmp.execute("device_add", device).await.unwrap();
-}
-
 #[tokio::test]
 async fn vm_processors_and_memory_that_are_plugged_in_are_put_to_use() {
-    let Some((mut guest, client)) = pc().await else { return };
+    // Under emulation Linux leaves no room for processors that are yet to come: here one is there, and not in use.
+    let machine = Machine { kind: vmm::Machine::Q35, cpus: 2, words: &["maxcpus=1"], ..Machine::default() };
+    let Some((mut guest, client)) = boot(machine).await else { return };
     let mut qmp = guest.vm().qmp().await.unwrap();
     let total = "kata_guest_meminfo{item=\"mem_total\"}";
     let before = figure(&client, total).await;
     plug_memory(&mut qmp).await;
-    plug_processor(&mut qmp).await;
     let request = OnlineCPUMemRequest { wait: true, nb_cpus: 1, ..OnlineCPUMemRequest::new() };
     client.agent.online_cpu_mem(limit(), &request).await.unwrap();
     figure(&client, "kata_guest_cpu_time{cpu=\"1\"").await;
@@ -71,12 +63,8 @@ async fn vm_processors_and_memory_that_are_plugged_in_are_put_to_use() {
 
 #[tokio::test]
 async fn vm_streams_are_passed_through_vsock() {
-    let Some(dist) = dist::dist() else { return };
-    if !dist::have(&["qemu-system-x86_64", "busybox"]) {
-        return;
-    }
-    let guest = Guest::boot_with(&dist, &[&format!("agent.passfd_listener_port={PASSFD}")]).await.unwrap();
-    let client = guest.connect().await.unwrap();
+    let words = [&*format!("agent.passfd_listener_port={PASSFD}")];
+    let Some((guest, client)) = boot(Machine { words: &words, ..Machine::default() }).await else { return };
     let (mut stream, port) = guest.pass(PASSFD).await.unwrap();
     let root = suite::root_file_system(&client, "c").await.unwrap();
     let command = format!("busybox dd if=/dev/zero bs=1M count={} 2>/dev/null", SAID >> 20);
