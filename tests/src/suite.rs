@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nacre_protocol::agent::{
-    AddSwapRequest, CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest,
-    DestroySandboxRequest, ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest,
-    ListInterfacesRequest, ListRoutesRequest, MemAgentMemcgConfig, PauseContainerRequest, ReadStreamRequest,
+    CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
+    ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, ListInterfacesRequest,
+    ListRoutesRequest, MemAgentCompactConfig, MemAgentMemcgConfig, PauseContainerRequest, ReadStreamRequest,
     RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest, Routes, SetPolicyRequest,
     SignalProcessRequest, StartContainerRequest, StatsContainerRequest, Storage, TtyWinResizeRequest,
     UpdateContainerRequest, UpdateEphemeralMountsRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
@@ -276,7 +276,10 @@ async fn boot_times_are_in_order(client: &Client) -> Result<()> {
 async fn what_is_not_offered_is_unimplemented(client: &Client) -> Result<()> {
     for (name, result) in [
         ("MemAgentMemcgSet", client.agent.mem_agent_memcg_set(limit(), &MemAgentMemcgConfig::new()).await.map(drop)),
-        ("AddSwap", client.agent.add_swap(limit(), &AddSwapRequest::new()).await.map(drop)),
+        (
+            "MemAgentCompactSet",
+            client.agent.mem_agent_compact_set(limit(), &MemAgentCompactConfig::new()).await.map(drop),
+        ),
     ] {
         let (code, text) = refusal(result).context(name)?;
         ensure!(code == Code::UNIMPLEMENTED && text.contains(name), "{name}: {code:?} {text}");
