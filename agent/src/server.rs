@@ -18,7 +18,7 @@ use ttrpc::asynchronous::Server;
 use crate::args;
 use crate::boot::Boot;
 use crate::config::{self, Config};
-use crate::device::Devices;
+use crate::device::{Devices, cdi};
 use crate::metrics::Metrics;
 use crate::passthrough::Connections;
 use crate::policy::Policy;
@@ -102,7 +102,8 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, group, rules };
     let scratch = PathBuf::from(SCRATCH);
     let connections = connections(start.settings.passfd.as_deref(), config.passfd_listener_port)?;
-    let devices = Arc::new(Devices::new(config.hotplug_timeout));
+    let cdi = cdi::Settings::new(config.cdi_timeout, config.visible_cdi_devices);
+    let devices = Arc::new(Devices::new(config.hotplug_timeout).with_cdi(cdi));
     let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections, devices: devices.clone() };
     let sandbox = Sandbox::new(shared, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);

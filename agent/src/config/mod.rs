@@ -56,6 +56,10 @@ pub struct Config {
     pub blob_cache_port: Option<u32>,
     /// How long to wait for a device that was plugged in.
     pub hotplug_timeout: Duration,
+    /// How long to wait for the files that say what a CDI device is.
+    pub cdi_timeout: Duration,
+    /// Whether a container may name CDI devices in a variable.
+    pub visible_cdi_devices: bool,
     /// The host's vsock port to call once initialisation is done.
     pub ready_port: Option<u32>,
     /// Whether the command line asks for the legacy cgroup hierarchies.
@@ -81,6 +85,8 @@ impl Default for Config {
             no_proxy: None,
             blob_cache_port: None,
             hotplug_timeout: Duration::from_secs(3),
+            cdi_timeout: Duration::from_secs(100),
+            visible_cdi_devices: false,
             ready_port: None,
             cgroup_v1: false,
         }
@@ -123,6 +129,8 @@ const KEYS: &[(&str, Setter)] = &[
     ("agent.no_proxy", |c, v| set(&mut c.no_proxy, text(v))),
     ("nacre.blob_cache_port", |c, v| set(&mut c.blob_cache_port, number(v).map(port))),
     ("agent.hotplug_timeout", |c, v| set(&mut c.hotplug_timeout, seconds(v))),
+    ("agent.cdi_timeout", |c, v| set(&mut c.cdi_timeout, seconds(v))),
+    ("agent.visible_cdi_devices", |c, v| set(&mut c.visible_cdi_devices, flag(v))),
     ("nacre.ready_port", |c, v| set(&mut c.ready_port, number(v).map(port))),
     // The unified hierarchy is the default here, so what Kata's hosts send to ask for it changes nothing.
     ("cgroup_no_v1", |_, _| Ok(())),
@@ -245,6 +253,7 @@ mod tests {
         let (config, complaints) = parse(
             "console=hvc0 agent.log=debug agent.log_vport=1025 agent.container_pipe_size=65536 agent.image_pull_timeout=7 \
              agent.passfd_listener_port=1027 agent.hotplug_timeout=9 agent.server_addr=vsock://-1:2048 cgroup_no_v1=all nacre.ready_port=1030 \
+             agent.cdi_timeout=11 agent.visible_cdi_devices=true \
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
              agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
              nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031",
@@ -267,6 +276,8 @@ mod tests {
             no_proxy: Some("10.0.0.0/8".into()),
             blob_cache_port: Some(1031),
             hotplug_timeout: Duration::from_secs(9),
+            cdi_timeout: Duration::from_secs(11),
+            visible_cdi_devices: true,
             ready_port: Some(1030),
             cgroup_v1: false,
         };

@@ -65,7 +65,7 @@ impl Devices {
         if has_vfio {
             let tree = self.tree.clone();
             let rdma = spawn_blocking(move || tree.infiniband()).await.map_err(std::io::Error::from)??;
-            rdma.into_iter().for_each(|device| edit::add(spec, device));
+            rdma.into_iter().for_each(|device| edit::add(spec, device, edit::ALL));
         }
         if let Some(process) = spec.process_mut() {
             addresses.translate(process)?;

@@ -21,6 +21,9 @@ pub struct Given {
     pub minor: u32,
 }
 
+/// To make, read and write a device.
+pub const ALL: &str = "rwm";
+
 /// A device's number, which counts for its kind alone.
 type Number = (LinuxDeviceType, i64, i64);
 
@@ -65,12 +68,18 @@ pub fn rewrite(spec: &mut Spec, given: &[Given]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Have the container have one more device, in place of one at the same path. Where there are no rules, what a container has it may use.
-pub fn add(spec: &mut Spec, device: LinuxDevice) {
+/// Have the container have one more device, in place of one at the same path. It may do everything with what it has until there is a rule.
+pub fn add(spec: &mut Spec, device: LinuxDevice, access: &str) {
     let linux = spec.linux_mut().get_or_insert_default();
-    let resources = linux.resources_mut().as_mut();
-    if let Some(rules) = resources.and_then(|resources| resources.devices_mut().as_mut()).filter(|r| !r.is_empty()) {
-        rules.push(LinuxDeviceCgroup::from(&device));
+    let rules = linux.resources_mut().get_or_insert_default().devices_mut().get_or_insert_default();
+    let (mut forbidden, mut allowed) = (LinuxDeviceCgroup::from(&device), LinuxDeviceCgroup::from(&device));
+    forbidden.set_allow(false);
+    allowed.set_access(Some(access.into()));
+    if access != ALL {
+        rules.push(forbidden);
+    }
+    if !rules.is_empty() {
+        rules.push(allowed);
     }
     let devices = linux.devices_mut().get_or_insert_default();
     devices.retain(|other| other.path() != device.path());
@@ -154,12 +163,14 @@ mod tests {
     #[test]
     fn a_device_that_is_added_replaces_another_and_is_allowed() {
         let mut with_rules = spec(&[device("/dev/a", C, 8, 1)]);
-        add(&mut with_rules, device("/dev/a", C, 9, 1));
+        add(&mut with_rules, device("/dev/a", C, 9, 1), ALL);
         assert_eq!(devices(&with_rules), [(Path::new("/dev/a"), 9, 1)]);
         assert_eq!(rules(&with_rules), [(8, 1), (9, 1)]);
         let mut without = Spec::default();
         without.linux_mut().as_mut().unwrap().set_resources(None);
-        add(&mut without, device("/dev/b", C, 1, 1));
-        assert!(without.linux().as_ref().unwrap().resources().is_none());
+        add(&mut without, device("/dev/b", C, 1, 1), ALL);
+        assert_eq!(rules(&without), []);
+        add(&mut without, device("/dev/c", C, 1, 2), "r");
+        assert_eq!(rules(&without), [(1, 2), (1, 2)]); // nothing, but for reading
     }
 }

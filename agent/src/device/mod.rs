@@ -5,15 +5,17 @@
 //! comes, and nothing runs while nobody waits.
 
 mod address;
+pub mod cdi;
 mod container;
 mod edit;
+mod events;
 mod locator;
 mod tree;
 pub mod uevent;
 mod vfio;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use address::Addresses;
@@ -47,6 +49,14 @@ pub enum Error {
     /// There is no such type.
     #[error("device type {0:?} is not supported by this agent; it has {HANDLERS:?}")]
     Unsupported(String),
+    /// A file says of a CDI device what is not offered.
+    #[error("CDI file {file:?}: {reason}")]
+    Cdi {
+        /// Which.
+        file: PathBuf,
+        /// What it says.
+        reason: String,
+    },
     /// A device could not be changed.
     #[error("{act} {path:?}")]
     System {
@@ -70,12 +80,16 @@ impl Error {
 
     /// Whether the agent does not offer what is asked for.
     pub fn is_unimplemented(&self) -> bool {
-        matches!(self, Error::Unsupported(_))
+        matches!(self, Error::Unsupported(_) | Error::Cdi { .. })
     }
 
     /// Whether time ran out.
     pub fn is_deadline(&self) -> bool {
         matches!(self, Error::Missing { .. })
+    }
+
+    fn system(act: &'static str, path: &Path, source: io::Error) -> Error {
+        Error::System { act, path: path.into(), source }
     }
 
     fn invalid(kind: &'static str, text: &str, reason: &'static str) -> Error {
@@ -88,17 +102,24 @@ impl Error {
 pub struct Devices {
     tree: Tree,
     patience: Duration,
+    cdi: cdi::Settings,
 }
 
 impl Devices {
     /// This machine's devices, each waited for up to `patience`.
     pub fn new(patience: Duration) -> Devices {
-        Devices { tree: Tree { sysfs: "/sys".into(), dev: "/dev".into() }, patience }
+        Devices::below("/sys", "/dev", patience)
     }
 
     /// Devices of the trees at `sysfs` and `dev`.
     pub fn below(sysfs: impl Into<PathBuf>, dev: impl Into<PathBuf>, patience: Duration) -> Devices {
-        Devices { tree: Tree { sysfs: sysfs.into(), dev: dev.into() }, patience }
+        let tree = Tree { sysfs: sysfs.into(), dev: dev.into() };
+        Devices { tree, patience, cdi: cdi::Settings::new(Duration::ZERO, false) }
+    }
+
+    /// The same, with CDI devices found like this.
+    pub fn with_cdi(self, cdi: cdi::Settings) -> Devices {
+        Devices { cdi, ..self }
     }
 
     /// How long a device is waited for.

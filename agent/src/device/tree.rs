@@ -114,7 +114,7 @@ pub(super) fn number(directory: &Path, node: &Path, is_kind: fn(&FileType) -> bo
 /// Write to a file that sysfs has.
 pub(super) fn write(path: &Path, text: &str) -> Result<(), Error> {
     let written = OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|source| Error::System { act: "write to", path: path.into(), source })
+    written.map_err(|source| Error::system("write to", path, source))
 }
 
 pub(super) fn number_of(device: u64) -> (u32, u32) {

@@ -124,6 +124,6 @@ impl Tree {
 /// The IOMMU group of the device that is `directory` in sysfs.
 fn group(directory: &Path) -> Result<String, Error> {
     let link = directory.join("iommu_group");
-    let group = fs::read_link(&link).map_err(|source| Error::System { act: "find IOMMU group", path: link, source })?;
+    let group = fs::read_link(&link).map_err(|source| Error::system("find IOMMU group", &link, source))?;
     Ok(name_of(&group))
 }

@@ -155,7 +155,7 @@ fn of_storage(error: &storage::Error) -> Code {
 fn of_device(error: &device::Error) -> Code {
     match error {
         device::Error::Invalid { .. } => Code::INVALID_ARGUMENT,
-        device::Error::Unsupported(_) => Code::UNIMPLEMENTED,
+        device::Error::Unsupported(_) | device::Error::Cdi { .. } => Code::UNIMPLEMENTED,
         device::Error::Missing { .. } => Code::DEADLINE_EXCEEDED,
         device::Error::System { .. } | device::Error::Listen(_) => Code::INTERNAL,
     }

@@ -249,6 +249,7 @@ impl Sandbox {
         let mut spec = convert::spec_to_oci(spec)?;
         let name = self.reserve(&id)?;
         let addresses = self.settings.devices.give(&request.devices, &mut spec).await?;
+        self.settings.devices.inject(&mut spec).await?;
         let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;
         let namespaces = self.namespaces(request.sandbox_pidns)?;
         let (bundle, pipe_size) = (Path::new(RUN).join(id.as_str()), self.settings.pipe_size);
