@@ -107,6 +107,16 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn text_without_addresses_stays_as_it_is(text in "[0-9a-é:.]{0,60}") {
+            let mut addresses = Addresses::default();
+            addresses.insert("0000:41:00.0".into(), String::new());
+            proptest::prop_assume!(!text.contains("0000:41:00.0"));
+            assert_eq!(addresses.in_text(&text), text);
+        }
+    }
+
     #[test]
     fn without_devices_nothing_is_translated() {
         let mut process = Process::default();

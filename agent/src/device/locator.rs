@@ -14,6 +14,9 @@ const FIRST_EXTRA_ROOT: u8 = 0x20;
 /// The longest name of a device's node.
 const MAX_NAME: usize = 64;
 
+/// What the guest makes itself, from memory or from a disk that the host may not read: no host has it to give.
+const OWN: &[&str] = &["dm-", "zram"];
+
 /// Where a block device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Locator {
@@ -43,6 +46,9 @@ impl Locator {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > MAX_NAME || name.starts_with('.') || !name.chars().all(plain) {
             return Err(wrong("is not the name of a device"));
+        }
+        if OWN.iter().any(|own| name.starts_with(own)) {
+            return Err(wrong("is the guest's own"));
         }
         Ok(Locator::Node(name.into()))
     }
@@ -184,7 +190,19 @@ mod tests {
     fn nodes_are_plain_names_in_dev() {
         assert_eq!(Locator::node("/dev/pmem0").unwrap(), Locator::Node("pmem0".into()));
         let long = format!("/dev/{}", "x".repeat(MAX_NAME + 1));
-        for text in ["", "vda", "/dev", "/dev/", "/dev/..", "/dev/a/b", "/dev/../sda", "/dev/vd\n", &long] {
+        for text in [
+            "",
+            "vda",
+            "/dev",
+            "/dev/",
+            "/dev/..",
+            "/dev/a/b",
+            "/dev/../sda",
+            "/dev/vd\n",
+            "/dev/dm-0",
+            "/dev/zram1",
+            &long,
+        ] {
             assert!(Locator::node(text).is_err(), "{text}");
         }
     }
