@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nacre_protocol::address::Address;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::connect;
@@ -18,6 +18,8 @@ use nacre_shim::vmm::{self, Disk, Vm, VmSpec};
 use tokio::net::{UnixSocket, UnixStream};
 use tokio::time::Instant;
 use ttrpc::context::{Context, with_timeout};
+
+use crate::wire::Wire;
 
 /// The hardware address of the network device that tests may change.
 pub const MAC: &str = "52:54:00:6e:61:63";
@@ -43,7 +45,11 @@ pub fn limit() -> Context {
 }
 
 impl Client {
-    async fn connect(address: &Address) -> Result<Client> {
+    /// Connects to the agent at `address`.
+    ///
+    /// # Errors
+    /// An agent that does not come up.
+    pub async fn connect(address: &Address) -> Result<Client> {
         let client = connect::connect(address, Instant::now() + UP_WITHIN).await?;
         Ok(Client {
             agent: AgentServiceClient::new(client.clone()),
@@ -66,7 +72,17 @@ impl Process {
     /// # Errors
     /// A program that is missing.
     pub fn start(program: &Path) -> Result<Process> {
+        Process::start_at(program, None)
+    }
+
+    /// The same, with another address to listen on.
+    ///
+    /// # Errors
+    /// A program that is missing.
+    pub fn start_at(program: &Path, address: Option<&Address>) -> Result<Process> {
         let dir = tempfile::tempdir().context("make the agent's directory")?;
+        let own = Address::Unix(Process::socket(dir.path()));
+        let address = address.unwrap_or(&own);
         let log = fs::File::create(dir.path().join("log")).context("make the agent's log")?;
         // The shell is process 1 of the namespace: an agent that was would take itself for a guest's.
         let script = format!(
@@ -86,7 +102,7 @@ impl Process {
             "sh",
             "-c",
         ]);
-        command.arg(script).arg(program).arg(format!("unix://{}", Process::socket(dir.path()).display()));
+        command.arg(script).arg(program).arg(address.to_string());
         command.arg(format!("unix://{}", Process::passfd(dir.path()).display()));
         command.stdin(Stdio::null()).stdout(log.try_clone().context("copy a descriptor")?).stderr(log);
         let child = command.spawn().context("start the agent")?;
@@ -117,6 +133,18 @@ impl Process {
     /// An agent that does not come up.
     pub async fn connect(&self) -> Result<Client> {
         Client::connect(&Address::Unix(Process::socket(self.dir.path()))).await
+    }
+
+    /// Connects without speaking ttRPC.
+    ///
+    /// # Errors
+    /// An agent that does not come up.
+    pub async fn dial(&self) -> Result<Wire> {
+        let address = Address::Unix(Process::socket(self.dir.path()));
+        match connect::stream(&address, Instant::now() + UP_WITHIN).await? {
+            connect::Stream::Unix(stream) => Ok(Wire::new(stream)),
+            connect::Stream::Vsock(_) => bail!("a vsock connection to a unix socket"),
+        }
     }
 
     /// The agent itself, below the shell and `unshare` that started it.

@@ -11,3 +11,4 @@ pub mod image;
 pub mod newer;
 pub mod registry;
 pub mod suite;
+pub mod wire;

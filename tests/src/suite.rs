@@ -63,6 +63,7 @@ pub const CASES: &[(&str, Case)] = &[
 const SHARED: &str = "/run/kata-containers/shared/containers";
 
 /// A short way to say a request.
+#[macro_export]
 macro_rules! request {
     ($type:ident { $($field:ident : $value:expr),* $(,)? }) => { $type { $($field: $value,)* ..Default::default() } };
 }
@@ -147,7 +148,11 @@ pub async fn create_in(client: &Client, root: &str, id: &str, args: &[&str], ter
     create_of(client, id, spec(id, root, args, terminal)?).await
 }
 
-async fn create_of(client: &Client, id: &str, spec: oci::Spec) -> Result<()> {
+/// Creates a container.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn create_of(client: &Client, id: &str, spec: oci::Spec) -> Result<()> {
     let request =
         request!(CreateContainerRequest { container_id: id.into(), exec_id: id.into(), OCI: Some(spec).into() });
     client.agent.create_container(limit(), &request).await?;
@@ -242,7 +247,10 @@ async fn run(client: &Client, id: &str, args: &[&str]) -> Result<Ended> {
 }
 
 /// The code and text of a refusal.
-fn refusal<T>(result: ttrpc::Result<T>) -> Result<(Code, String)> {
+///
+/// # Errors
+/// What was not refused.
+pub fn refusal<T>(result: ttrpc::Result<T>) -> Result<(Code, String)> {
     match result {
         Ok(_) => bail!("it was not refused"),
         Err(Error::RpcStatus(status)) => Ok((status.code.enum_value_or_default(), status.message)),
