@@ -59,6 +59,15 @@ impl Client {
     }
 }
 
+/// What an agent is told at its start.
+#[derive(Debug, Default)]
+pub struct Start<'a> {
+    /// Where it listens, if not at a socket of the test's own.
+    pub address: Option<Address>,
+    /// What it takes for the kernel's command line.
+    pub command_line: Option<&'a str>,
+}
+
 /// An agent as a process. Dropping it ends it and what it runs.
 #[derive(Debug)]
 pub struct Process {
@@ -72,21 +81,26 @@ impl Process {
     /// # Errors
     /// A program that is missing.
     pub fn start(program: &Path) -> Result<Process> {
-        Process::start_at(program, None)
+        Process::start_as(program, &Start::default())
     }
 
-    /// The same, with another address to listen on.
+    /// The same, told more.
     ///
     /// # Errors
     /// A program that is missing.
-    pub fn start_at(program: &Path, address: Option<&Address>) -> Result<Process> {
+    pub fn start_as(program: &Path, start: &Start<'_>) -> Result<Process> {
         let dir = tempfile::tempdir().context("make the agent's directory")?;
         let own = Address::Unix(Process::socket(dir.path()));
-        let address = address.unwrap_or(&own);
+        let address = start.address.as_ref().unwrap_or(&own);
+        let command_line = dir.path().join("cmdline");
+        if let Some(words) = start.command_line {
+            fs::write(&command_line, words).context("write the kernel's command line")?;
+        }
         let log = fs::File::create(dir.path().join("log")).context("make the agent's log")?;
         // The shell is process 1 of the namespace: an agent that was would take itself for a guest's.
         let script = format!(
             "mount -t tmpfs tmpfs /run && ip link set lo up && ip link add eth0 address {MAC} type veth peer name eth1 && \
+             if [ -f \"$3\" ]; then mount --bind \"$3\" /proc/cmdline; fi && \
              \"$0\" --listen \"$1\" --passfd \"$2\" --store /run/nacre/images; exit $?"
         );
         let mut command = Command::new("unshare");
@@ -103,7 +117,7 @@ impl Process {
             "-c",
         ]);
         command.arg(script).arg(program).arg(address.to_string());
-        command.arg(format!("unix://{}", Process::passfd(dir.path()).display()));
+        command.arg(format!("unix://{}", Process::passfd(dir.path()).display())).arg(command_line);
         command.stdin(Stdio::null()).stdout(log.try_clone().context("copy a descriptor")?).stderr(log);
         let child = command.spawn().context("start the agent")?;
         Ok(Process { child, dir })

@@ -1,4 +1,5 @@
-//! What Kata's own clients send, from the first call to the last, in their order and with their conventions: its two runtimes and its tool for testing agents.
+//! What Kata's own clients send, from the first call to the last, in their order and with their conventions: its two runtimes and its tool
+//! for testing agents.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -105,8 +106,8 @@ async fn copy(client: &Client, limit: Context, name: &str, text: &str) -> String
     path
 }
 
-/// What is left of containerd's specification when a runtime has gone over it: no namespace that the guest rules (network, cgroup, time, pid), no devices, and
-/// sources of mounts that are paths of the guest's.
+/// What is left of containerd's specification when a runtime has gone over it: no namespace that the guest rules (network, cgroup, time,
+/// pid), no devices, and sources of mounts that are paths of the guest's.
 fn spec(id: &str, root: &str, args: &[&str], files: &[(&str, &str)]) -> oci::Spec {
     let mut spec = suite::spec_json(id, root, args, false);
     spec["linux"]["namespaces"] = json!([{ "type": "ipc" }, { "type": "uts" }, { "type": "mount" }]);
