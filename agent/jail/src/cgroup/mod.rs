@@ -36,6 +36,9 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// How often cgroup v1, which has no events, is asked.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 
+/// The longest path of a cgroup: with the hierarchy's own and a file's name it stays below the kernel's PATH_MAX.
+const MAX_PATH: usize = 3072;
+
 /// Where the container's processes are counted.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -108,6 +111,7 @@ pub(crate) fn path_of(id: &str, cgroups_path: Option<&Path>) -> Result<PathBuf, 
     let Some(asked) = cgroups_path.filter(|path| !path.as_os_str().is_empty()) else {
         return Ok(Path::new("nacre").join(id));
     };
+    check_length(asked)?; // before slices are spelt out, each with all that is above it
     let systemd: Vec<&str> = asked.to_str().unwrap_or_default().split(':').collect();
     let asked = match systemd[..] {
         [slice, "", name] if is_slice(slice) => slice_path(slice).join(name),
@@ -127,7 +131,15 @@ pub(crate) fn path_of(id: &str, cgroups_path: Option<&Path>) -> Result<PathBuf, 
     if path.as_os_str().is_empty() {
         return Err(Error::spec("linux.cgroupsPath", "the root of the hierarchy can't be a container's"));
     }
+    check_length(&path)?;
     Ok(path)
+}
+
+fn check_length(path: &Path) -> Result<(), Error> {
+    match path.as_os_str().len() {
+        0..=MAX_PATH => Ok(()),
+        _ => Err(Error::spec("linux.cgroupsPath", format!("is longer than {MAX_PATH} bytes"))),
+    }
 }
 
 fn is_slice(name: &str) -> bool {

@@ -94,12 +94,14 @@ fn node(property: &str, device: &LinuxDevice) -> Result<Node, Error> {
         u32::try_from(number).map_err(|_| Error::spec(property, format!("{what} number {number} is out of range")))
     };
     let (major, minor) = (number("major", device.major())?, number("minor", device.minor())?);
+    let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
+    [uid, gid].into_iter().try_for_each(|id| super::process::check_id(property, id))?;
     Ok(Node {
         path: inside(&format!("{property}.path"), device.path())?,
         kind,
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
         device: rustix::fs::makedev(major, minor),
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
+        uid,
+        gid,
     })
 }

@@ -48,11 +48,22 @@ pub(crate) fn check(process: &Process) -> Result<(), Error> {
     if process.user().additional_gids().as_ref().is_some_and(|gids| gids.len() > MAX_GROUPS) {
         return Err(Error::spec("process.user.additionalGids", format!("more than {MAX_GROUPS}")));
     }
+    let user = process.user();
+    let ids = [user.uid(), user.gid()].into_iter().chain(user.additional_gids().iter().flatten().copied());
+    ids.into_iter().try_for_each(|id| check_id("process.user", id))?;
     cwd(process)?;
     limits(process)?;
     scheduler(process)?;
     io_priority(process)?;
     process.oom_score_adj().map(oom_score).transpose().map(drop)
+}
+
+/// -1 is no user or group: to system calls it means that what there is stays, which is root.
+pub(super) fn check_id(property: &str, id: u32) -> Result<(), Error> {
+    match id {
+        u32::MAX => Err(Error::spec(property, format!("{id} is no id"))),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn argv(process: &Process) -> Result<Vec<CString>, Error> {

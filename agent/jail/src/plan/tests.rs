@@ -35,6 +35,19 @@ fn what_cannot_be_honoured_is_an_error_that_names_it() {
         ),
         (("/linux/rootfsPropagation", "odd".into()), "linux.rootfsPropagation: \"odd\" is none"),
         (("/linux/cgroupsPath", "/a/../../b".into()), "linux.cgroupsPath: "),
+        (("/linux/cgroupsPath", "/a".repeat(2000).into()), "linux.cgroupsPath: is longer than"),
+        (("/process/user", serde_json::json!({ "uid": u32::MAX, "gid": 0 })), "process.user: 4294967295 is no id"),
+        (
+            ("/process/user", serde_json::json!({ "uid": 1, "gid": 0, "additionalGids": [1, u32::MAX] })),
+            "process.user: 4294967295 is no id",
+        ),
+        (
+            (
+                "/linux/devices",
+                serde_json::json!([{ "path": "/dev/x", "type": "c", "major": 1, "minor": 3, "uid": u32::MAX }]),
+            ),
+            "linux.devices[0]: 4294967295 is no id",
+        ),
         (("/linux/maskedPaths", serde_json::json!(["/proc/../etc"])), "linux.maskedPaths: "),
         (("/linux/sysctl", serde_json::json!({ "vm.swappiness": "1" })), "does not belong to a namespace"),
         (("/linux/sysctl", serde_json::json!({ "net/../../x": "1" })), "needs a network namespace"),
