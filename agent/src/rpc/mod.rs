@@ -22,6 +22,9 @@ use crate::sandbox::Sandbox;
 
 pub use status::Error;
 
+/// The longest text of an error, in bytes: what it quotes is the host's.
+const MAX_TEXT: usize = 4096;
+
 /// What the services are made of.
 #[derive(Debug)]
 pub struct Services {
@@ -79,7 +82,8 @@ impl Services {
                 Ok(answer)
             }
             Err(error) => {
-                let text = crate::chain(&error);
+                let mut text = crate::chain(&error);
+                text.truncate(text.floor_char_boundary(MAX_TEXT));
                 match error {
                     Error::Unimplemented(_) => tracing::debug!(rpc = name, error = text, "refused"),
                     _ => tracing::warn!(rpc = name, micros, error = text, "failed"),
