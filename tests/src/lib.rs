@@ -4,6 +4,7 @@
 //! `skipped: why`.
 
 pub mod agent;
+pub mod chance;
 pub mod containerd;
 pub mod demo_image;
 pub mod dist;

@@ -14,6 +14,7 @@ use nacre_protocol::agent::{
     StatsContainerRequest,
 };
 use nacre_tests::agent::{Client, Process, limit};
+use nacre_tests::chance::Chance;
 use nacre_tests::suite;
 
 /// The lives after which the agent is near its working size: its heap grows with whatever crowd it has seen.
@@ -76,19 +77,6 @@ fn cgroups(dir: &Path) -> usize {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
     dirs.map(|path| usize::from(path.to_string_lossy().contains("nacre-test/soak")) + cgroups(&path)).sum()
-}
-
-/// splitmix64: chance that can be had again.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits ^ (bits >> 31)) % limit
-    }
 }
 
 #[tokio::main(flavor = "current_thread")]
