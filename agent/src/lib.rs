@@ -10,6 +10,8 @@ pub mod config;
 pub mod container;
 pub mod copy_file;
 pub mod device;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod guest;
 pub mod init;
 pub mod log;

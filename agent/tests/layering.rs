@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "storage",
         ],
     ),
+    ("fuzzing", &["boot", "chain", "config", "container", "device", "metrics", "policy", "rpc", "sandbox", "storage"]),
     ("sandbox", &["chain", "container", "device", "passthrough", "storage"]),
     ("container", &["chain", "device", "passthrough", "storage"]),
     ("device", &["chain"]),
