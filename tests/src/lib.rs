@@ -8,6 +8,7 @@ pub mod chance;
 pub mod containerd;
 pub mod demo_image;
 pub mod dist;
+pub mod holdings;
 pub mod image;
 pub mod newer;
 pub mod registry;

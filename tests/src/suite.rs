@@ -153,10 +153,17 @@ pub async fn create_in(client: &Client, root: &str, id: &str, args: &[&str], ter
 /// # Errors
 /// A call that was refused.
 pub async fn create_of(client: &Client, id: &str, spec: oci::Spec) -> Result<()> {
+    Ok(try_create(client, id, spec).await?)
+}
+
+/// The same, with the agent's own word where it refuses.
+///
+/// # Errors
+/// A call that was refused.
+pub async fn try_create(client: &Client, id: &str, spec: oci::Spec) -> ttrpc::Result<()> {
     let request =
         request!(CreateContainerRequest { container_id: id.into(), exec_id: id.into(), OCI: Some(spec).into() });
-    client.agent.create_container(limit(), &request).await?;
-    Ok(())
+    client.agent.create_container(limit(), &request).await.map(drop)
 }
 
 /// Limits of memory and nothing else.

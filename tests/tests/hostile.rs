@@ -15,6 +15,7 @@ use nacre_protocol::agent::{
 use nacre_protocol::oci::{self, LinuxNamespace, Mount, POSIXRlimit};
 use nacre_tests::agent::{Client, Process, limit};
 use nacre_tests::chance::Chance;
+use nacre_tests::holdings::Holdings;
 use nacre_tests::wire::{self, Wire};
 use nacre_tests::{dist, request, suite};
 use protobuf::reflect::ReflectValueBox;
@@ -46,13 +47,6 @@ async fn agent() -> Option<(Process, Client)> {
     Some((agent, client))
 }
 
-/// What an agent holds that must not grow: descriptors, and mounts.
-fn holdings(agent: &Process) -> (usize, usize) {
-    let of = |name: &str| format!("/proc/{}/{name}", agent.pid().unwrap());
-    let mounts = fs::read_to_string(of("mountinfo")).unwrap().lines().count();
-    (fs::read_dir(of("fd")).unwrap().count(), mounts)
-}
-
 /// The agent's memory, in KiB.
 fn memory(agent: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid().unwrap())).unwrap();
@@ -75,9 +69,9 @@ fn call(method: &str, message: &impl Message) -> Request {
 
 /// Calls that make sense, or nearly: what is mutated.
 fn calls(root: &str) -> Vec<Request> {
-    let id = || "mutant".to_string();
-    let spec = suite::spec("mutant", root, &["busybox", "true"], false).unwrap();
-    let path = "/run/kata-containers/shared/containers/mutant/file".to_string();
+    let id = || "hostile-mutant".to_string();
+    let spec = suite::spec("hostile-mutant", root, &["busybox", "true"], false).unwrap();
+    let path = "/run/kata-containers/shared/containers/hostile-mutant/file".to_string();
     vec![
         call("CreateContainer", &request!(CreateContainerRequest { container_id: id(), OCI: Some(spec).into() })),
         call("RemoveContainer", &request!(RemoveContainerRequest { container_id: id(), timeout: 1u32 })),
@@ -95,9 +89,9 @@ fn calls(root: &str) -> Vec<Request> {
 #[tokio::test]
 async fn frames_of_nonsense_are_answered_or_ignored_and_hurt_nobody() {
     let Some((agent, client)) = agent().await else { return };
-    let root = suite::root_file_system(&client, "mutant").await.unwrap();
+    let root = suite::root_file_system(&client, "hostile-mutant").await.unwrap();
     let calls: Vec<Vec<u8>> = calls(&root).iter().map(|call| call.write_to_bytes().unwrap()).collect();
-    let before = holdings(&agent);
+    let before = Holdings::of(&agent, "hostile-mutant").unwrap();
     let mut chance = Chance(1);
     let mut wire = agent.dial().await.unwrap();
     for number in 0..FRAMES {
@@ -115,27 +109,21 @@ async fn frames_of_nonsense_are_answered_or_ignored_and_hurt_nobody() {
         assert_eq!(answer_to(&mut wire, stream).await.payload, [8, 1], "after {}", hex::encode(body));
     }
     drop(wire);
-    let remove = request!(RemoveContainerRequest { container_id: "mutant".into() });
+    let remove = request!(RemoveContainerRequest { container_id: "hostile-mutant".into() });
     let _ = client.agent.remove_container(limit(), &remove).await; // one of them may have made sense
-    assert_eq!(at_rest(&agent, before).await, before);
+    is_unhurt(&agent, "hostile-mutant", before, "nonsense").await;
 }
 
-/// What the agent holds when that is what it held before, or after a while: what was begun has to come to its end. No thread of it has panicked.
-async fn at_rest(agent: &Process, before: (usize, usize)) -> (usize, usize) {
-    assert!(!agent.log().contains("panicked"), "{}", agent.log());
-    for _ in 0..500 {
-        if holdings(agent) == before {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await; // nothing tells
-    }
-    holdings(agent)
+/// The agent and its container `id` hold what they held before, or will soon, and no thread of it has panicked.
+async fn is_unhurt(agent: &Process, id: &str, before: Holdings, after: &str) {
+    assert_eq!(before.again(agent, id).await.unwrap(), before, "after {after}");
+    assert!(!agent.log().contains("panicked"), "after {after}: {}", agent.log());
 }
 
 #[tokio::test]
 async fn half_frames_and_silence_keep_nobody_from_being_served() {
     let Some((agent, client)) = agent().await else { return };
-    let before = (holdings(&agent), memory(&agent));
+    let before = (Holdings::of(&agent, "hostile-served").unwrap(), memory(&agent));
     let body = calls("/")[0].write_to_bytes().unwrap();
     let whole = wire::frame(body.len() as u32, 1, wire::REQUEST, &body);
     let huge = [wire::MAX_BODY, wire::MAX_BODY + 1, u32::MAX].map(|length| wire::frame(length, 1, wire::REQUEST, b"x"));
@@ -148,17 +136,19 @@ async fn half_frames_and_silence_keep_nobody_from_being_served() {
         silent.push(wire);
     }
     client.health.check(limit(), &Default::default()).await.unwrap();
-    suite::life_of_true(&client, "served", &suite::root_file_system(&client, "served").await.unwrap()).await.unwrap();
+    suite::life_of_true(&client, "hostile-served", &suite::root_file_system(&client, "hostile-served").await.unwrap())
+        .await
+        .unwrap();
     let more = memory(&agent).saturating_sub(before.1);
     assert!(more < 64 << 10, "{more} KiB more for {AT_ONCE} connections that say nothing");
     drop(silent);
-    assert_eq!(at_rest(&agent, before.0).await, before.0);
+    is_unhurt(&agent, "hostile-served", before.0, "silence").await;
 }
 
 #[tokio::test]
 async fn ten_thousand_connections_leave_nothing() {
     let Some((agent, client)) = agent().await else { return };
-    let before = holdings(&agent);
+    let before = Holdings::of(&agent, "hostile-none").unwrap();
     for batch in 0..CONNECTIONS / AT_ONCE {
         let mut wires = Vec::new();
         for number in 0..AT_ONCE {
@@ -176,7 +166,7 @@ async fn ten_thousand_connections_leave_nothing() {
         }
         client.health.check(limit(), &Default::default()).await.unwrap();
     }
-    assert_eq!(at_rest(&agent, before).await, before);
+    is_unhurt(&agent, "hostile-none", before, "connections").await;
 }
 
 /// The methods that are called, and their messages without anything.
@@ -208,20 +198,32 @@ async fn deadlines_of_every_size_are_kept() {
 #[tokio::test]
 async fn names_that_are_paths_or_too_long_are_the_callers_mistake() {
     let Some((agent, client)) = agent().await else { return };
-    let root = suite::root_file_system(&client, "named").await.unwrap();
-    suite::create_in(&client, &root, "named", &["busybox", "sleep", "1000"], false).await.unwrap();
-    let before = holdings(&agent);
+    let root = suite::root_file_system(&client, "hostile-named").await.unwrap();
+    suite::create_in(&client, &root, "hostile-named", &["busybox", "sleep", "1000"], false).await.unwrap();
+    let before = Holdings::of(&agent, "hostile-named").unwrap();
     let mut wire = agent.dial().await.unwrap();
     let mut stream = 1;
     let long = "x".repeat(1 << 20);
-    for name in ["../named", "/etc", "a/../../b", "named/", ".", "..", "a\0b", "\u{202e}", " ", "-named", &long] {
+    for name in [
+        "../hostile-named",
+        "/etc",
+        "a/../../b",
+        "hostile-named/",
+        ".",
+        "..",
+        "a\0b",
+        "\u{202e}",
+        " ",
+        "-hostile-named",
+        &long,
+    ] {
         for (method, mut message) in methods() {
             let descriptor = message.descriptor_dyn();
             for field in ["container_id", "exec_id"] {
                 let Some(descriptor) = descriptor.field_by_name(field) else { continue };
                 if field == "exec_id" {
                     let id = descriptor.containing_message().field_by_name("container_id").unwrap();
-                    id.set_singular_field(&mut *message, ReflectValueBox::String("named".into()));
+                    id.set_singular_field(&mut *message, ReflectValueBox::String("hostile-named".into()));
                 }
                 descriptor.set_singular_field(&mut *message, ReflectValueBox::String(name.into()));
                 let call = wire::call(SERVICE, &method, message.write_to_bytes_dyn().unwrap());
@@ -234,8 +236,8 @@ async fn names_that_are_paths_or_too_long_are_the_callers_mistake() {
             }
         }
     }
-    let (descriptors, mounts) = holdings(&agent);
-    assert_eq!((descriptors - 1, mounts), before); // this connection
+    drop(wire);
+    is_unhurt(&agent, "hostile-named", before, "names").await;
 }
 
 /// A wrong specification, and its name.
@@ -346,14 +348,14 @@ fn namespace(kind: &str, path: &str) -> LinuxNamespace {
 #[tokio::test]
 async fn specifications_that_lack_or_exaggerate_leave_nothing() {
     let Some((agent, client)) = agent().await else { return };
-    let root = suite::root_file_system(&client, "wrong").await.unwrap();
-    suite::life_of_true(&client, "wrong", &root).await.unwrap();
-    let before = holdings(&agent);
+    let root = suite::root_file_system(&client, "hostile-wrong").await.unwrap();
+    suite::life_of_true(&client, "hostile-wrong", &root).await.unwrap();
+    let before = Holdings::of(&agent, "hostile-wrong").unwrap();
     for (name, spoil) in WRONG {
-        let mut spec = suite::spec("wrong", &root, &["busybox", "true"], false).unwrap();
+        let mut spec = suite::spec("hostile-wrong", &root, &["busybox", "true"], false).unwrap();
         spoil(&mut spec);
-        match suite::create_of(&client, "wrong", spec).await {
-            Ok(()) => suite::remove(&client, "wrong").await.unwrap(),
+        match suite::create_of(&client, "hostile-wrong", spec).await {
+            Ok(()) => suite::remove(&client, "hostile-wrong").await.unwrap(),
             Err(error) => {
                 let text = format!("{error:#}");
                 assert!(
@@ -362,8 +364,11 @@ async fn specifications_that_lack_or_exaggerate_leave_nothing() {
                 );
             }
         }
-        assert_eq!(at_rest(&agent, before).await, before, "{name}");
-        suite::life_of_true(&client, "wrong", &root).await.map_err(|error| panic!("after {name}: {error:#}")).unwrap();
+        is_unhurt(&agent, "hostile-wrong", before, name).await;
+        suite::life_of_true(&client, "hostile-wrong", &root)
+            .await
+            .map_err(|error| panic!("after {name}: {error:#}"))
+            .unwrap();
     }
 }
 
@@ -395,7 +400,7 @@ const ORDERS: &[(&str, [Option<Code>; 6])] = {
 /// The call of a row.
 fn order(name: &str) -> Request {
     let (id, process) = (
-        || "order".to_string(),
+        || "hostile-order".to_string(),
         oci::Process {
             Args: vec!["busybox".into(), "true".into()],
             Env: vec!["PATH=/bin".into()],
@@ -432,20 +437,20 @@ async fn bring_to(client: &Client, root: &str, column: usize) {
     if column == 0 {
         return;
     }
-    suite::create_in(client, root, "order", &["busybox", "sleep", "1000"], false).await.unwrap();
-    let kill = request!(SignalProcessRequest { container_id: "order".into(), signal: 9u32 });
+    suite::create_in(client, root, "hostile-order", &["busybox", "sleep", "1000"], false).await.unwrap();
+    let kill = request!(SignalProcessRequest { container_id: "hostile-order".into(), signal: 9u32 });
     match column {
-        2 | 3 => suite::start(client, "order").await.unwrap(),
+        2 | 3 => suite::start(client, "hostile-order").await.unwrap(),
         4 => {
-            suite::start(client, "order").await.unwrap();
+            suite::start(client, "hostile-order").await.unwrap();
             client.agent.signal_process(limit(), &kill).await.unwrap();
-            suite::wait(client, "order", "").await.unwrap();
+            suite::wait(client, "hostile-order", "").await.unwrap();
         }
-        5 => suite::remove(client, "order").await.unwrap(),
+        5 => suite::remove(client, "hostile-order").await.unwrap(),
         _ => {}
     }
     if column == 3 {
-        let pause = request!(PauseContainerRequest { container_id: "order".into() });
+        let pause = request!(PauseContainerRequest { container_id: "hostile-order".into() });
         client.agent.pause_container(limit(), &pause).await.unwrap();
     }
 }
@@ -453,7 +458,7 @@ async fn bring_to(client: &Client, root: &str, column: usize) {
 #[tokio::test]
 async fn every_call_in_every_wrong_order_is_told_why() {
     let Some((agent, client)) = agent().await else { return };
-    let root = suite::root_file_system(&client, "order").await.unwrap();
+    let root = suite::root_file_system(&client, "hostile-order").await.unwrap();
     let mut wire = agent.dial().await.unwrap();
     let mut stream = 1;
     for (name, expected) in ORDERS {
@@ -461,17 +466,17 @@ async fn every_call_in_every_wrong_order_is_told_why() {
             bring_to(&client, &root, column).await;
             let mut call = order(name);
             if *name == "CreateContainer" && (1..5).contains(&column) {
-                let spec = suite::spec("order", &root, &["busybox", "true"], false).unwrap();
+                let spec = suite::spec("hostile-order", &root, &["busybox", "true"], false).unwrap();
                 call = self::call(
                     name,
-                    &request!(CreateContainerRequest { container_id: "order".into(), OCI: Some(spec).into() }),
+                    &request!(CreateContainerRequest { container_id: "hostile-order".into(), OCI: Some(spec).into() }),
                 );
             }
             let response = wire.call(stream, &Request { timeout_nano: 30_000_000_000, ..call }).await.unwrap();
             let code = wire::code(&response).filter(|code| *code != Code::OK);
             assert_eq!(code, *expected, "{name} in column {column}: {response}");
             stream += 2;
-            let remove = request!(RemoveContainerRequest { container_id: "order".into() });
+            let remove = request!(RemoveContainerRequest { container_id: "hostile-order".into() });
             let _ = client.agent.remove_container(limit(), &remove).await; // it may be gone
         }
     }

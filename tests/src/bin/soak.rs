@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,6 +15,7 @@ use nacre_protocol::agent::{
 };
 use nacre_tests::agent::{Client, Process, limit};
 use nacre_tests::chance::Chance;
+use nacre_tests::holdings::Holdings;
 use nacre_tests::suite;
 
 /// The lives after which the agent is near its working size: its heap grows with whatever crowd it has seen.
@@ -48,35 +49,23 @@ struct Args {
 
 /// What an agent has.
 #[derive(Debug, PartialEq)]
-struct Holdings {
-    descriptors: usize,
+struct AtRest {
+    holdings: Holdings,
     threads: usize,
-    mounts: usize,
-    cgroups: usize,
     memory_kib: u64,
 }
 
-impl Holdings {
-    fn of(pid: u32) -> Result<Holdings> {
-        let of = |name: &str| PathBuf::from(format!("/proc/{pid}/{name}"));
-        let count = |name: &str| Ok::<_, anyhow::Error>(fs::read_dir(of(name)).context("look at the agent")?.count());
-        let rollup = fs::read_to_string(of("smaps_rollup")).context("look at the agent's memory")?;
+impl AtRest {
+    fn of(agent: &Process) -> Result<AtRest> {
+        let of = |name: &str| Ok::<_, anyhow::Error>(PathBuf::from(format!("/proc/{}/{name}", agent.pid()?)));
+        let rollup = fs::read_to_string(of("smaps_rollup")?).context("look at the agent's memory")?;
         let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok());
-        Ok(Holdings {
-            descriptors: count("fd")?,
-            threads: count("task")?,
-            mounts: fs::read_to_string(of("mountinfo")).context("look at the agent's mounts")?.lines().count(),
-            cgroups: cgroups(Path::new("/sys/fs/cgroup")),
+        Ok(AtRest {
+            holdings: Holdings::of(agent, "soak")?,
+            threads: fs::read_dir(of("task")?).context("look at the agent")?.count(),
             memory_kib: pss.context("the kernel tells no memory")?,
         })
     }
-}
-
-/// The cgroups of containers of ours.
-fn cgroups(dir: &Path) -> usize {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
-    dirs.map(|path| usize::from(path.to_string_lossy().contains("nacre-test/soak")) + cgroups(&path)).sum()
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -95,7 +84,7 @@ async fn main() -> Result<()> {
     eprintln!("after {lives} lives: {after:?}");
     let more = after.memory_kib.saturating_sub(before.memory_kib);
     ensure!(more <= MORE, "the agent has {more} KiB more than before");
-    let expected = Holdings { memory_kib: after.memory_kib, ..before };
+    let expected = AtRest { memory_kib: after.memory_kib, ..before };
     ensure!(after == expected, "the agent has other things than before: {before:?}");
     Ok(())
 }
@@ -181,7 +170,7 @@ impl Soak<'_> {
     }
 
     /// What the agent has when all containers are gone and nothing is asked of it.
-    async fn at_rest(&self, client: &Client) -> Result<Holdings> {
+    async fn at_rest(&self, client: &Client) -> Result<AtRest> {
         let begun = Instant::now();
         let abandoned = self.abandoned.take();
         loop {
@@ -196,6 +185,6 @@ impl Soak<'_> {
             tokio::time::sleep(Duration::from_secs(1)).await; // nothing tells when they go
         }
         tokio::time::sleep(REST).await;
-        Holdings::of(self.agent.pid()?)
+        AtRest::of(self.agent)
     }
 }
