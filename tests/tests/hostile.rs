@@ -8,9 +8,10 @@
 use std::fs;
 
 use nacre_protocol::agent::{
-    self, CopyFileRequest, CreateContainerRequest, ExecProcessRequest, PauseContainerRequest, ReadStreamRequest,
-    RemoveContainerRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, StatsContainerRequest,
-    TtyWinResizeRequest, UpdateContainerRequest, UpdateInterfaceRequest, WaitProcessRequest, WriteStreamRequest,
+    self, CopyFileRequest, CreateContainerRequest, Device, ExecProcessRequest, PauseContainerRequest,
+    ReadStreamRequest, RemoveContainerRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
+    StatsContainerRequest, Storage, TtyWinResizeRequest, UpdateContainerRequest, UpdateInterfaceRequest,
+    WaitProcessRequest, WriteStreamRequest,
 };
 use nacre_protocol::oci::{self, LinuxNamespace, Mount, POSIXRlimit};
 use nacre_tests::agent::{Client, Process, limit};
@@ -370,6 +371,74 @@ async fn specifications_that_lack_or_exaggerate_leave_nothing() {
             .map_err(|error| panic!("after {name}: {error:#}"))
             .unwrap();
     }
+}
+
+/// A wrong request for a container, and its name.
+type Absurd = (&'static str, fn(&mut CreateContainerRequest));
+
+/// What goes with a specification and makes no sense. Each is refused.
+const ABSURD: &[Absurd] = &[
+    ("a driver that is not there", |request| request.storages = vec![storage("luck", "/run/hostile")]),
+    ("a driver of a mebibyte", |request| request.storages = vec![storage(&"x".repeat(1 << 20), "/run/hostile")]),
+    ("storages without end", |request| request.storages = vec![storage("local", "/run/hostile"); 10_000]),
+    ("a storage nowhere", |request| request.storages = vec![storage("local", "")]),
+    ("a storage at the root", |request| request.storages = vec![storage("ephemeral", "/")]),
+    ("a storage that is relative", |request| request.storages = vec![storage("local", "run/hostile")]),
+    ("a storage above", |request| request.storages = vec![storage("local", "/run/../../hostile")]),
+    ("a storage with a NUL", |request| request.storages = vec![storage("local", "/run/hostile\0/x")]),
+    ("a storage too deep", |request| request.storages = vec![storage("local", &"/x".repeat(5000))]),
+    ("a good storage before a bad one", |request| {
+        request.storages = vec![storage("local", "/run/hostile"), storage("ephemeral", "/run/../x")];
+    }),
+    ("a size that is none", |request| {
+        let options = vec!["size=everything".into()];
+        request.storages = vec![Storage { options, ..storage("ephemeral", "/run/hostile") }];
+    }),
+    ("a mode that is none", |request| {
+        let options = vec!["mode=rwx".into()];
+        request.storages = vec![Storage { options, ..storage("local", "/run/hostile") }];
+    }),
+    ("an image without a name", |request| request.storages = vec![storage("image_guest_pull", "")]),
+    ("a device of no type", |request| request.devices = vec![device("", "/dev/x", "/dev/x")]),
+    ("a device of luck", |request| request.devices = vec![device("luck", "/dev/x", "/dev/x")]),
+    ("a device above", |request| request.devices = vec![device("blk", "../../..", "/dev/x")]),
+    ("a device of a mebibyte", |request| request.devices = vec![device("blk", &"0/".repeat(1 << 19), "/dev/x")]),
+    ("devices without end", |request| request.devices = vec![device("luck", "x", "/dev/x"); 10_000]),
+    ("streams of nobody's", |request| request.stdout_port = u32::MAX),
+];
+
+fn storage(driver: &str, mount_point: &str) -> Storage {
+    Storage {
+        driver: driver.into(),
+        source: "hostile".into(),
+        fstype: "tmpfs".into(),
+        mount_point: mount_point.into(),
+        ..Default::default()
+    }
+}
+
+fn device(kind: &str, id: &str, container_path: &str) -> Device {
+    Device { id: id.into(), type_: kind.into(), container_path: container_path.into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn storages_and_devices_that_make_no_sense_leave_nothing() {
+    let Some((agent, client)) = agent().await else { return };
+    let root = suite::root_file_system(&client, "hostile-absurd").await.unwrap();
+    suite::life_of_true(&client, "hostile-absurd", &root).await.unwrap();
+    let before = Holdings::of(&agent, "hostile-absurd").unwrap();
+    for (name, spoil) in ABSURD {
+        let spec = suite::spec("hostile-absurd", &root, &["busybox", "true"], false).unwrap();
+        let mut request =
+            request!(CreateContainerRequest { container_id: "hostile-absurd".into(), OCI: Some(spec).into() });
+        spoil(&mut request);
+        let refused = suite::refusal(client.agent.create_container(limit(), &request).await);
+        let (code, text) = refused.unwrap_or_else(|_| panic!("{name} is taken"));
+        assert!(!matches!(code, Code::UNKNOWN | Code::NOT_FOUND), "{name}: {code:?} {text}");
+        assert!(text.len() <= 4096, "{name}: {} bytes", text.len());
+        is_unhurt(&agent, "hostile-absurd", before, name).await;
+    }
+    suite::life_of_true(&client, "hostile-absurd", &root).await.unwrap();
 }
 
 /// What is asked of a container in each moment of its life, and what is answered: before it is created, created, running, paused, ended,
