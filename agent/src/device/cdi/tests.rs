@@ -50,23 +50,25 @@ fn file(devices: &[&str]) -> String {
 async fn a_container_gets_what_the_file_says_of_its_device() {
     let machine = Machine::new();
     machine.file(
-        "sys/run/gpu.yaml",
-        r#"
-cdiVersion: 0.7.0
-kind: example.com/gpu
-containerEdits:
-  env: [ONE=two, "NEW=1"]
-  additionalGids: [44]
-devices:
-- name: "0"
-  annotations: {a: b}
-  containerEdits:
-    deviceNodes:
-    - {path: /dev/gpu0, hostPath: /dev/null, permissions: rw}
-    - {path: /dev/gpuctl, type: c, major: 195, minor: 255, uid: 7}
-    mounts:
-    - {hostPath: /usr/lib/gpu.so, containerPath: /lib/gpu.so, options: [ro, bind]}
-"#,
+        "sys/run/gpu.json",
+        r#"{
+            "cdiVersion": "0.7.0",
+            "kind": "example.com/gpu",
+            "containerEdits": { "env": ["ONE=two", "NEW=1"], "additionalGids": [44] },
+            "devices": [{
+                "name": "0",
+                "annotations": { "a": "b" },
+                "containerEdits": {
+                    "deviceNodes": [
+                        { "path": "/dev/gpu0", "hostPath": "/dev/null", "permissions": "rw" },
+                        { "path": "/dev/gpuctl", "type": "c", "major": 195, "minor": 255, "uid": 7 }
+                    ],
+                    "mounts": [
+                        { "hostPath": "/usr/lib/gpu.so", "containerPath": "/lib/gpu.so", "options": ["ro", "bind"] }
+                    ]
+                }
+            }]
+        }"#,
     );
     let mut spec = spec(&[("cdi.k8s.io/vfio0", "example.com/gpu=0"), ("other", "x")], &["ONE=1", "TWO=2"]);
     devices(&machine, 0, false).inject(&mut spec).await.unwrap();
@@ -100,6 +102,9 @@ async fn a_file_is_waited_for() {
     let error = devices(&machine, 0, false).inject(&mut spec).await.unwrap_err();
     assert!(error.is_deadline() && error.to_string().contains("CDI device example.com/gpu=0 is not there"), "{error}");
     assert!(error.to_string().contains("half.json"), "{error}");
+    machine.file("sys/run/old.yaml", "kind: example.com/gpu");
+    let error = devices(&machine, 0, false).inject(&mut spec).await.unwrap_err().to_string();
+    assert!(error.contains("old.yaml") && error.contains("YAML is not read"), "{error}");
     let waiting = devices(&machine, 60, false);
     let waiting = tokio::spawn(async move { waiting.inject(&mut spec).await.map(|()| spec) });
     machine.file("sys/run/other.json", &file(&["0"]).replace(KIND, "example.com/nic"));
