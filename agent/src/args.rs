@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// The text of `--help`.
 pub const HELP: &str = r#"The guest agent of a pod's virtual machine.
 
-  nacre-agent [--listen ADDRESS] [--passfd ADDRESS] [--store DIR]   serve as a plain process
+  nacre-agent [OPTIONS]                serve as a plain process
   nacre-agent explain POLICY REQUEST   say what a policy says to a request, which is read as JSON
   nacre-agent --version | --help
 
@@ -15,6 +15,7 @@ As process 1 it brings up the guest and takes its settings from the kernel comma
   --listen ADDRESS   vsock://CID:PORT, unix:///PATH or unix://@NAME; the default is vsock://-1:1024
   --passfd ADDRESS   where streams are connected that a request names by port: vsock://CID:PORT, or unix:///PATH, to which
                      a caller's port is the last part of the path that its own socket is bound to
+  --log ADDRESS      who connects there gets the log: vsock://CID:PORT or unix:///PATH
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
 
 Images are fetched by nacre-pull, a program beside this one or in /usr/libexec/nacre.
@@ -51,6 +52,8 @@ pub struct Settings {
     pub listen: Option<String>,
     /// Where streams are connected that are passed through.
     pub passfd: Option<String>,
+    /// Where the log can be had.
+    pub log: Option<String>,
     /// Where layers are kept.
     pub store: Option<PathBuf>,
 }
@@ -84,9 +87,13 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
                 let (policy, request) = (next()?.into(), next()?.to_string_lossy().into_owned());
                 return Ok(Role::Explain { policy, request });
             }
-            "--listen" | "--passfd" => {
+            "--listen" | "--passfd" | "--log" => {
                 let value = args.next().ok_or(UsageError::Value(arg.clone()))?.to_string_lossy().into_owned();
-                let setting = if arg == "--listen" { &mut settings.listen } else { &mut settings.passfd };
+                let setting = match arg.as_str() {
+                    "--listen" => &mut settings.listen,
+                    "--passfd" => &mut settings.passfd,
+                    _ => &mut settings.log,
+                };
                 *setting = Some(value);
             }
             "--store" => settings.store = Some(args.next().ok_or(UsageError::Value(arg))?.into()),
@@ -111,9 +118,13 @@ mod tests {
         assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));
         let explain = Role::Explain { policy: "/p".into(), request: "R".into() };
         assert_eq!(role(&["explain", "/p", "R"]), Ok(explain));
-        let settings =
-            Settings { listen: Some("unix:///a".into()), passfd: Some("unix:///c".into()), store: Some("/b".into()) };
-        let words = ["--listen", "unix:///a", "--store", "/b", "--passfd", "unix:///c"];
+        let settings = Settings {
+            listen: Some("unix:///a".into()),
+            passfd: Some("unix:///c".into()),
+            log: Some("unix:///d".into()),
+            store: Some("/b".into()),
+        };
+        let words = ["--listen", "unix:///a", "--store", "/b", "--passfd", "unix:///c", "--log", "unix:///d"];
         assert_eq!(role(&words), Ok(Role::Agent(settings)));
     }
 

@@ -5,18 +5,14 @@
 //! finds its connections closed.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener as StdUnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::address::{Address, CID_HOST};
-use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use tokio_vsock::{VsockAddr, VsockListener};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::listener::{Caller, Listener};
 
 /// The most connections that wait to be claimed.
 const MAX_WAITING: usize = 192;
@@ -26,9 +22,6 @@ const KEPT: Duration = Duration::from_secs(60);
 
 /// How long a request waits for its connections: the host has made them, but they may still be in the listener's queue.
 const CLAIMED_WITHIN: Duration = Duration::from_secs(3);
-
-/// The pause after a connection that could not be accepted, for want of descriptors as a rule.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The sockets of a process's standard input, output and error, where it has them.
 pub type Sockets = [Option<OwnedFd>; 3];
@@ -58,12 +51,11 @@ struct Waiting {
 }
 
 impl Connections {
-    /// Accept connections at `address` for as long as the agent runs.
-    pub fn listen(address: &Address) -> io::Result<Arc<Connections>> {
-        let listener = Listener::bind(address)?;
+    /// Accept connections for as long as the agent runs.
+    pub fn listen(listener: Listener) -> Arc<Connections> {
         let connections = Arc::new(Connections(watch::channel(BTreeMap::new()).0));
         tokio::spawn(connections.clone().accept(listener));
-        Ok(connections)
+        connections
     }
 
     /// Take the connections of these ports; 0 stands for none.
@@ -93,25 +85,23 @@ impl Connections {
     async fn accept(self: Arc<Self>, listener: Listener) {
         loop {
             let oldest = self.0.borrow().values().map(|waiting| waiting.since).min();
-            let accepted = match oldest {
-                None => listener.accept().await,
+            let caller = match oldest {
+                None => listener.next().await,
                 Some(since) => tokio::select! {
-                    accepted = listener.accept() => accepted,
+                    caller = listener.next() => caller,
                     () = sleep_until(since + KEPT) => {
                         self.change(|waiting| waiting.retain(|_, waiting| waiting.since.elapsed() < KEPT));
                         continue;
                     }
                 },
             };
-            match accepted {
-                Ok(Some((port, socket))) => self.keep(port, socket),
-                Ok(None) => {
-                    tracing::warn!("a connection for stdio that names no port, or is not the host's, is closed")
-                }
-                Err(error) => {
-                    tracing::warn!("accept a connection for stdio: {error}");
-                    sleep(PAUSE).await;
-                }
+            let Caller { port: Some(port), stream } = caller else {
+                tracing::warn!("a connection for stdio that names no port is closed");
+                continue;
+            };
+            match stream.to_fd() {
+                Ok(socket) => self.keep(port, socket),
+                Err(error) => tracing::warn!(port, "take a connection for stdio: {error}"),
             }
         }
     }
@@ -137,53 +127,12 @@ impl Connections {
     }
 }
 
-#[derive(Debug)]
-enum Listener {
-    Vsock(VsockListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    fn bind(address: &Address) -> io::Result<Listener> {
-        Ok(match address {
-            Address::Vsock { cid, port } => Listener::Vsock(VsockListener::bind(VsockAddr::new(*cid, *port))?),
-            Address::Unix(path) => {
-                let listener = StdUnixListener::bind(path)?;
-                listener.set_nonblocking(true)?;
-                Listener::Unix(UnixListener::from_std(listener)?)
-            }
-            Address::Abstract(_) | Address::Hybrid { .. } => {
-                let text = "streams are passed through vsock://CID:PORT and unix:///PATH only";
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
-        })
-    }
-
-    /// The next connection and the port that it is from. `None` for one that has no port, and for one that is not the host's: what runs in
-    /// the guest could take a container's place.
-    async fn accept(&self) -> io::Result<Option<(u32, OwnedFd)>> {
-        match self {
-            Listener::Vsock(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok((peer.cid() == CID_HOST).then(|| (peer.port(), stream.into())))
-            }
-            Listener::Unix(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                let port = peer.as_pathname().and_then(port_of);
-                port.map(|port| Ok((port, stream.into_std()?.into()))).transpose()
-            }
-        }
-    }
-}
-
-/// A unix socket has no port: the last part of its path is one.
-fn port_of(path: &Path) -> Option<u32> {
-    path.file_name()?.to_str()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    use nacre_protocol::address::Address;
     use tokio::io::AsyncReadExt as _;
     use tokio::net::{UnixSocket, UnixStream};
 
@@ -194,7 +143,7 @@ mod tests {
     }
 
     fn listen(dir: &Path) -> Arc<Connections> {
-        Connections::listen(&Address::Unix(dir.join("listener"))).unwrap()
+        Connections::listen(Listener::bind(&Address::Unix(dir.join("listener")), "stdio").unwrap())
     }
 
     #[tokio::test]

@@ -8,17 +8,16 @@ use anyhow::Context as _;
 use nacre_protocol::address::{Address, CID_ANY, CID_HOST};
 use nacre_protocol::connect;
 use rustix::process::{Resource, Rlimit};
-use tokio::io::AsyncWriteExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_vsock::{VsockAddr, VsockListener};
 use ttrpc::asynchronous::Server;
 
 use crate::args;
 use crate::boot::Boot;
 use crate::config::{self, Config};
 use crate::device::{Devices, cdi};
+use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::passthrough::Connections;
 use crate::policy::Policy;
@@ -101,7 +100,8 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let (setup, place) = Place::later();
     let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, group, rules };
     let scratch = PathBuf::from(SCRATCH);
-    let connections = connections(start.settings.passfd.as_deref(), config.passfd_listener_port)?;
+    let streams = side(start.settings.passfd.as_deref(), config.passfd_listener_port, "stdio")?;
+    let connections = streams.map(Connections::listen);
     let cdi = cdi::Settings::new(config.cdi_timeout, config.visible_cdi_devices);
     let devices = Arc::new(Devices::new(config.hotplug_timeout).with_cdi(cdi));
     let shared = Settings { pipe_size: config.container_pipe_size, scratch, connections, devices: devices.clone() };
@@ -129,8 +129,8 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     if allows_all {
         tracing::warn!("POLICY: ALLOW ALL: this is a development image, the host may ask for anything");
     }
-    if let Some(port) = config.log_vport {
-        tokio::spawn(serve_log(port));
+    if let Some(listener) = side(start.settings.log.as_deref(), config.log_vport, "the log")? {
+        tokio::spawn(log::serve(listener));
     }
     tokio::task::spawn_blocking(move || initialise(is_guest)).await.context("initialise")?;
     boot.ready();
@@ -149,16 +149,16 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     server.shutdown().await.context("stop the server")
 }
 
-/// Have streams connected where a person says, or at the port that the kernel command line names.
-fn connections(setting: Option<&str>, port: Option<u32>) -> anyhow::Result<Option<Arc<Connections>>> {
+/// Listen for `purpose` where a person says, or at the port that the kernel command line names.
+fn side(setting: Option<&str>, port: Option<u32>, purpose: &'static str) -> anyhow::Result<Option<Listener>> {
     let address = match (setting, port) {
-        (Some(text), _) => text.parse().with_context(|| format!("--passfd={text}"))?,
+        (Some(text), _) => text.parse().with_context(|| format!("{purpose} at {text}"))?,
         (None, Some(port)) => Address::Vsock { cid: CID_ANY, port },
         (None, None) => return Ok(None),
     };
-    let listening = Connections::listen(&address);
+    let listening = Listener::bind(&address, purpose);
     // The rest of the agent does without.
-    Ok(listening.inspect_err(|error| tracing::error!(%address, "listen for streams: {error}")).ok())
+    Ok(listening.inspect_err(|error| tracing::error!(%address, "listen for {purpose}: {error}")).ok())
 }
 
 /// What can be done after the host can already connect.
@@ -202,24 +202,4 @@ async fn until_the_end(sandbox: &Arc<Sandbox>) -> anyhow::Result<()> {
     }
     tracing::info!("asked to end");
     sandbox.destroy().await.context("destroy the sandbox")
-}
-
-/// Whoever connects gets the log from then on, line by line.
-async fn serve_log(port: u32) {
-    let listener = match VsockListener::bind(VsockAddr::new(CID_ANY, port)) {
-        Ok(listener) => listener,
-        Err(error) => return tracing::warn!(port, "listen for readers of the log: {error}"),
-    };
-    loop {
-        let Ok((mut reader, _)) = listener.accept().await else { return };
-        let mut lines = log::subscribe();
-        // One at a time, as hosts have one; a second waits until the first hangs up.
-        loop {
-            match lines.recv().await {
-                Ok(line) if reader.write_all(line.as_bytes()).await.is_ok() => {}
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                _ => break,
-            }
-        }
-    }
 }

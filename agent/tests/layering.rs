@@ -12,7 +12,23 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lib", &[]),
     (
         "server",
-        &["args", "boot", "chain", "config", "device", "metrics", "passthrough", "policy", "rpc", "sandbox", "storage"],
+        &[
+            "args",
+            "boot",
+            "chain",
+            "config",
+            "device",
+            "init",
+            "listener",
+            "log",
+            "metrics",
+            "network",
+            "passthrough",
+            "policy",
+            "rpc",
+            "sandbox",
+            "storage",
+        ],
     ),
     (
         "rpc",
@@ -23,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "copy_file",
             "device",
             "guest",
+            "log",
             "metrics",
             "network",
             "passthrough",
@@ -39,6 +56,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("storage", &["chain", "config", "device"]),
     ("network", &["chain", "device"]),
     ("guest", &["device", "storage"]),
+    ("config", &["log"]),
+    ("log", &["listener"]),
+    ("passthrough", &["listener"]),
     ("copy_file", &["storage"]),
 ];
 

@@ -15,6 +15,8 @@ use nacre_protocol::AGENT_PORT;
 use nacre_protocol::address::Address;
 use tracing::Level;
 
+use crate::log;
+
 /// The longest value that a complaint repeats.
 const QUOTED: usize = 80;
 
@@ -192,14 +194,7 @@ fn set<T>(place: &mut T, value: Result<T, &'static str>) -> Result<(), &'static 
 }
 
 fn level(value: &str) -> Result<Level, &'static str> {
-    match value {
-        "panic" | "fatal" | "critical" | "error" => Ok(Level::ERROR),
-        "warn" | "warning" => Ok(Level::WARN),
-        "info" => Ok(Level::INFO),
-        "debug" => Ok(Level::DEBUG),
-        "trace" => Ok(Level::TRACE),
-        _ => Err("not a log level (error, warn, info, debug, trace)"),
-    }
+    log::level(value).ok_or("not a log level (error, warn, info, debug, trace)")
 }
 
 /// A file of the guest's image, as a path or as Kata writes it.

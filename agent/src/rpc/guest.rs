@@ -2,12 +2,14 @@
 
 use async_trait::async_trait;
 use nacre_protocol::nacre::{
-    BootTimes, GetBootTimesRequest, PullStatus, SetRegistryAccessRequest, SetRegistryAccessResponse, WatchPullRequest,
+    BootTimes, GetBootTimesRequest, PullStatus, SetLogLevelRequest, SetLogLevelResponse, SetRegistryAccessRequest,
+    SetRegistryAccessResponse, WatchPullRequest,
 };
 use nacre_protocol::nacre_ttrpc::Guest;
 use ttrpc::r#async::TtrpcContext;
 
-use super::Services;
+use super::{Error, Services};
+use crate::log;
 
 #[async_trait]
 impl Guest for Services {
@@ -31,6 +33,17 @@ impl Guest for Services {
         self.pass("WatchPull", request, |request| async move {
             let request = request.into_inner();
             Ok(self.sandbox.pulls().watch(&request.container_id, request.seen_revision).await)
+        })
+        .await
+    }
+
+    async fn set_log_level(&self, _: &TtrpcContext, request: SetLogLevelRequest) -> ttrpc::Result<SetLogLevelResponse> {
+        self.pass("SetLogLevel", request, |request| async move {
+            let word = request.into_inner().level;
+            let level = log::level(&word).ok_or(Error::LogLevel)?;
+            let previous = log::set_level(level);
+            tracing::error!(%previous, %level, "the host has changed the log's level");
+            Ok(SetLogLevelResponse { previous: previous.as_str().to_ascii_lowercase(), ..SetLogLevelResponse::new() })
         })
         .await
     }

@@ -69,6 +69,9 @@ pub enum Error {
     /// How to reach a registry.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// A word that names no level.
+    #[error("level: not a log level (error, warn, info, debug, trace)")]
+    LogLevel,
 }
 
 impl Error {
@@ -90,7 +93,7 @@ impl Error {
             Error::Volume(error) => of_volume(error),
             Error::Filter(error) => of_filter(error),
             Error::Diagnostics(error) => of_diagnostics(error),
-            Error::Access(_) | Error::Policy(_) => Code::INVALID_ARGUMENT,
+            Error::Access(_) | Error::Policy(_) | Error::LogLevel => Code::INVALID_ARGUMENT,
         }
     }
 }

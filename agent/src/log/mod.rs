@@ -3,8 +3,10 @@
 //! The keys are those that Kata's hosts know (`ts`, `level`, `msg`, `version`, `subsystem`, `pid`, `name`, `source`); an event's own
 //! fields follow. There are no spans: what an event needs to say it carries itself.
 
+mod port;
+
 use std::fmt::{self, Write as _};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
@@ -12,6 +14,8 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
+
+pub use port::serve;
 
 /// The longest line; a longer one is cut, so that no guest fills the console with one request.
 const MAX_LINE: usize = 4096;
@@ -21,31 +25,58 @@ const BACKLOG: usize = 256;
 
 static READERS: OnceLock<broadcast::Sender<Arc<str>>> = OnceLock::new();
 
+/// The least severe event that is logged. No event looks at it: each place that makes some knows whether they are wanted.
+static LEVEL: Mutex<Level> = Mutex::new(Level::INFO);
+
+/// The level that a word of Kata's names.
+pub fn level(word: &str) -> Option<Level> {
+    match word {
+        "panic" | "fatal" | "critical" | "error" => Some(Level::ERROR),
+        "warn" | "warning" => Some(Level::WARN),
+        "info" => Some(Level::INFO),
+        "debug" => Some(Level::DEBUG),
+        "trace" => Some(Level::TRACE),
+        _ => None,
+    }
+}
+
 /// Log events of `level` and above to standard output.
 pub fn start(level: Level) {
-    let lines = JsonLines { level, pid: std::process::id() };
+    set_level(level);
+    let lines = JsonLines { pid: std::process::id() };
     if tracing::subscriber::set_global_default(lines).is_err() {
         tracing::debug!("the log is set up already");
     }
 }
 
+/// Log events of `level` and above from now on. What it was before is returned.
+pub fn set_level(level: Level) -> Level {
+    let before = std::mem::replace(&mut *lock_level(), level);
+    tracing::callsite::rebuild_interest_cache();
+    before
+}
+
+fn lock_level() -> MutexGuard<'static, Level> {
+    // Each change is one assignment, so a holder that panicked left a whole value.
+    LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Every line from now on.
-pub fn subscribe() -> broadcast::Receiver<Arc<str>> {
+fn subscribe() -> broadcast::Receiver<Arc<str>> {
     READERS.get_or_init(|| broadcast::channel(BACKLOG).0).subscribe()
 }
 
 struct JsonLines {
-    level: Level,
     pid: u32,
 }
 
 impl Subscriber for JsonLines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= self.level
+        metadata.is_event() && *metadata.level() <= *lock_level()
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(self.level.into())
+        Some((*lock_level()).into())
     }
 
     fn event(&self, event: &Event<'_>) {
@@ -75,10 +106,21 @@ fn line(event: &Event<'_>, pid: u32, now: SystemTime) -> String {
     event.record(&mut fields);
     let metadata = event.metadata();
     let subsystem = metadata.target().strip_prefix("nacre_agent::").unwrap_or(metadata.target());
+    assemble(&fields, *metadata.level(), subsystem, pid, now)
+}
+
+/// For a reader that was too slow: how many lines it has missed.
+fn missed(lines: u64, now: SystemTime) -> String {
+    let message = format!("{lines} lines are missing here, as they were not read in time");
+    let fields = Fields { message, rest: format!(",\"missing\":\"{lines}\"") };
+    assemble(&fields, Level::WARN, "log", std::process::id(), now)
+}
+
+fn assemble(fields: &Fields, level: Level, subsystem: &str, pid: u32, now: SystemTime) -> String {
     let mut line = format!(
         r#"{{"msg":{},"level":"{}","ts":"{}","pid":"{pid}","version":"{}","name":"nacre-agent","source":"agent","subsystem":{}"#,
         quoted(&fields.message),
-        metadata.level(),
+        level,
         Timestamp(now),
         env!("CARGO_PKG_VERSION"),
         quoted(subsystem),
