@@ -16,6 +16,7 @@ As process 1 it brings up the guest and takes its settings from the kernel comma
   --passfd ADDRESS   where streams are connected that a request names by port: vsock://CID:PORT, or unix:///PATH, to which
                      a caller's port is the last part of the path that its own socket is bound to
   --log ADDRESS      who connects there gets the log: vsock://CID:PORT or unix:///PATH
+  --last-words FILE  what the next agent reads of how this one ended; the default is /run/nacre/last-words
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
 
 Images are fetched by nacre-pull, a program beside this one or in /usr/libexec/nacre.
@@ -54,6 +55,8 @@ pub struct Settings {
     pub passfd: Option<String>,
     /// Where the log can be had.
     pub log: Option<String>,
+    /// Where last words are kept.
+    pub last_words: Option<PathBuf>,
     /// Where layers are kept.
     pub store: Option<PathBuf>,
 }
@@ -96,6 +99,7 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
                 };
                 *setting = Some(value);
             }
+            "--last-words" => settings.last_words = Some(args.next().ok_or(UsageError::Value(arg))?.into()),
             "--store" => settings.store = Some(args.next().ok_or(UsageError::Value(arg))?.into()),
             _ => return Err(UsageError::Unknown(arg)),
         }
@@ -122,9 +126,11 @@ mod tests {
             listen: Some("unix:///a".into()),
             passfd: Some("unix:///c".into()),
             log: Some("unix:///d".into()),
+            last_words: Some("/e".into()),
             store: Some("/b".into()),
         };
-        let words = ["--listen", "unix:///a", "--store", "/b", "--passfd", "unix:///c", "--log", "unix:///d"];
+        let words = "--listen unix:///a --store /b --passfd unix:///c --log unix:///d --last-words /e";
+        let words: Vec<_> = words.split(' ').collect();
         assert_eq!(role(&words), Ok(Role::Agent(settings)));
     }
 

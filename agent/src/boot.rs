@@ -5,18 +5,23 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use nacre_protocol::nacre::BootTimes;
 use rustix::time::{ClockId, clock_gettime};
 
-/// The stages. Each is set once and read at any time.
+/// The stages, each of which is set once and read at any time, and what came before.
 #[derive(Debug)]
 pub struct Boot {
     init: u64,
     listening: AtomicU64,
     ready: AtomicU64,
+    /// How many agents have ended out of order before this one.
+    pub restarts: u32,
+    /// What the last of them said.
+    pub last_words: String,
 }
 
 impl Boot {
     /// The agent's first instruction is now.
     pub fn begin() -> Boot {
-        Boot { init: now(), listening: AtomicU64::new(0), ready: AtomicU64::new(0) }
+        let (listening, ready) = (AtomicU64::new(0), AtomicU64::new(0));
+        Boot { init: now(), listening, ready, restarts: 0, last_words: String::new() }
     }
 
     /// The socket accepts connections from now on.
@@ -36,6 +41,8 @@ impl Boot {
             listening_ns: self.listening.load(Relaxed),
             ready_ns: self.ready.load(Relaxed),
             kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            restarts: self.restarts,
+            last_words: self.last_words.clone(),
             ..BootTimes::new()
         }
     }

@@ -14,6 +14,7 @@ pub mod device;
 pub mod fuzzing;
 pub mod guest;
 pub mod init;
+pub mod last_words;
 pub mod listener;
 pub mod log;
 pub mod metrics;

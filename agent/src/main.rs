@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use nacre_agent::args::{self, Role, Settings};
 use nacre_agent::boot::Boot;
 use nacre_agent::init;
+use nacre_agent::last_words;
 use nacre_agent::policy::{self, Explained};
 use nacre_agent::server::{self, Start};
 
@@ -28,8 +29,12 @@ fn main() -> ExitCode {
     // Containers are made on many threads, each of which would have a heap of its own.
     nacre_sys::heap::keep_small();
     match server::run(start) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            last_words::end_in_order();
+            ExitCode::SUCCESS
+        }
         Err(error) => {
+            last_words::say(&format!("failed: {error:#}"));
             tracing::error!("{error:#}");
             say(&mut std::io::stderr(), &format!("nacre-agent: {error:#}\n"), ExitCode::FAILURE)
         }

@@ -17,6 +17,7 @@ use crate::args;
 use crate::boot::Boot;
 use crate::config::{self, Config};
 use crate::device::{Devices, cdi};
+use crate::last_words::Left;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::passthrough::Connections;
@@ -27,7 +28,7 @@ use crate::storage::group::Group;
 use crate::storage::place::Place;
 use crate::storage::pull::{self, Pulls, WorkerCommand};
 use crate::storage::rules::Rules;
-use crate::{init, log, network};
+use crate::{init, last_words, log, network};
 
 /// Where layers and what containers write to their images are kept: on the guest's /run, which is tmpfs, unless the place is made another.
 const PLACE: &str = "/run/nacre";
@@ -61,7 +62,7 @@ pub struct Start {
 }
 
 /// Serve until the end.
-pub fn run(start: Start) -> anyhow::Result<()> {
+pub fn run(mut start: Start) -> anyhow::Result<()> {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let (mut config, complaints) = config::parse(&line);
     log::start(config.log);
@@ -73,6 +74,11 @@ pub fn run(start: Start) -> anyhow::Result<()> {
     }
     for complaint in start.guest.iter().flatten() {
         tracing::error!("{complaint}");
+    }
+    if start.guest.is_none() {
+        let path = start.settings.last_words.as_deref().unwrap_or(Path::new(last_words::FILE));
+        let Left { restarts, words } = inherit(path);
+        (start.boot.restarts, start.boot.last_words) = (restarts, words);
     }
     let environment = |key| std::env::var(key).ok();
     let (kata, ours) = (environment("KATA_AGENT_SERVER_ADDR"), environment("NACRE_SERVER_ADDR"));
@@ -86,6 +92,22 @@ pub fn run(start: Start) -> anyhow::Result<()> {
     // A call that blocks for good must not keep the guest from powering off.
     runtime.shutdown_background();
     result
+}
+
+/// What the agent before this one has left, said in the log.
+fn inherit(path: &Path) -> Left {
+    let left = last_words::inherit(path).unwrap_or_else(|error| {
+        tracing::debug!("have the last words kept in {path:?}: {error}");
+        Left::default()
+    });
+    if left.restarts > 0 {
+        let words = if left.words.is_empty() { "none" } else { &left.words };
+        tracing::error!(
+            restarts = left.restarts,
+            "the agent before this one has ended out of order; its last words: {words}"
+        );
+    }
+    left
 }
 
 async fn serve(start: Start, config: Config) -> anyhow::Result<()> {

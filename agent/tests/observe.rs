@@ -10,6 +10,7 @@ use nacre_protocol::address::Address;
 use nacre_protocol::connect;
 use nacre_protocol::nacre::{GetBootTimesRequest, SetLogLevelRequest};
 use nacre_protocol::nacre_ttrpc::GuestClient;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
@@ -25,15 +26,26 @@ struct Agent {
 
 impl Agent {
     fn start() -> Agent {
-        Agent::start_in(tempfile::tempdir().unwrap(), &[])
+        let dir = tempfile::tempdir().unwrap();
+        let child = command(dir.path()).spawn().unwrap();
+        Agent { child, dir }
     }
 
-    fn start_in(dir: tempfile::TempDir, options: &[&str]) -> Agent {
-        let unix = |name: &str| format!("unix://{}", dir.path().join(name).display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-agent"));
-        command.args(["--listen", &unix("agent"), "--log", &unix("log"), "--store"]).arg(dir.path().join("images"));
-        command.args(options).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Agent { child: command.spawn().unwrap(), dir }
+    fn command(&self) -> Command {
+        command(self.dir.path())
+    }
+
+    /// Another one in the place of this one, which has ended.
+    fn again(mut self) -> Agent {
+        self.remove_sockets();
+        self.child = self.command().spawn().unwrap();
+        self
+    }
+
+    fn remove_sockets(&self) {
+        for name in ["agent", "log"] {
+            let _ = std::fs::remove_file(self.path(name)); // it was not made
+        }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -46,6 +58,15 @@ impl Agent {
         client.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap(); // it is up
         client
     }
+}
+
+fn command(dir: &Path) -> Command {
+    let unix = |name: &str| format!("unix://{}", dir.join(name).display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-agent"));
+    command.args(["--listen", &unix("agent"), "--log", &unix("log"), "--store"]).arg(dir.join("images"));
+    command.arg("--last-words").arg(dir.join("last-words"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 impl Drop for Agent {
@@ -105,4 +126,61 @@ async fn the_log_has_several_readers_and_another_level_when_the_host_says_so() {
     assert!(next.contains("changed the log's level"), "{next}");
     let error = set(&client, "loud").await.unwrap_err().to_string();
     assert!(error.contains("not a log level"), "{error}");
+}
+
+/// Ends an agent, starts another in its place, and says what that one tells of the first: how many there were, and its words.
+async fn after(end: impl FnOnce(&mut Agent)) -> (u32, String) {
+    let mut first = Agent::start();
+    first.connect().await;
+    end(&mut first);
+    first.child.wait().unwrap();
+    let next = first.again();
+    let answer = next.connect().await.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap();
+    (answer.restarts, answer.last_words)
+}
+
+fn signal(agent: &Agent, signal: Signal) {
+    kill_process(Pid::from_child(&agent.child), signal).unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_tells_how_the_one_before_it_ended() {
+    assert_eq!(after(|agent| signal(agent, Signal::SEGV)).await, (1, "ended by SIGSEGV".into()));
+    assert_eq!(after(|agent| signal(agent, Signal::ABORT)).await, (1, "ended by SIGABRT".into()));
+    assert_eq!(after(|agent| signal(agent, Signal::KILL)).await, (1, String::new()));
+    assert_eq!(after(|agent| signal(agent, Signal::TERM)).await, (0, String::new()));
+}
+
+#[tokio::test]
+async fn an_agent_that_fails_says_why_and_each_one_is_counted() {
+    let mut agent = Agent::start();
+    agent.connect().await;
+    for restarts in 1..3 {
+        signal(&agent, Signal::KILL);
+        agent.child.wait().unwrap();
+        // It can't listen: the socket is still there.
+        let mut failing = agent.command().spawn().unwrap();
+        assert_eq!(failing.wait().unwrap().code(), Some(1));
+        agent = agent.again();
+        let answer = agent.connect().await.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap();
+        assert_eq!(answer.restarts, 2 * restarts);
+        assert!(answer.last_words.starts_with("failed: listen on unix://"), "{}", answer.last_words);
+    }
+}
+
+#[tokio::test]
+async fn two_agents_do_not_take_each_others_words() {
+    let first = Agent::start();
+    first.connect().await;
+    let mut other = Agent::start();
+    signal(&other, Signal::KILL);
+    other.child.wait().unwrap();
+    other.remove_sockets();
+    let mut command = other.command();
+    other.child = command.arg("--last-words").arg(first.path("last-words")).spawn().unwrap();
+    let answer = other.connect().await.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap();
+    assert_eq!(answer.restarts, 0);
+    signal(&other, Signal::TERM);
+    other.child.wait().unwrap();
+    assert!(first.path("last-words").exists());
 }

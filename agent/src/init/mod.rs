@@ -16,6 +16,8 @@ use rustix::system::RebootCommand;
 
 pub use usr::mount_usr;
 
+use crate::last_words;
+
 /// Bring up the guest. Returns in the child, which is the agent, with what went wrong on the way; process 1 itself never returns.
 pub fn run() -> Vec<String> {
     let mut complaints = Vec::new();
@@ -27,11 +29,16 @@ pub fn run() -> Vec<String> {
     if let Err(error) = rustix::process::setsid() {
         complaints.push(format!("setsid: {error}"));
     }
+    let said =
+        last_words::in_memory().unwrap_or_else(|e| power_off(&format!("the agent was not started: memory: {e}")));
     match fork_alone() {
-        Ok(Fork::Child) => complaints,
+        Ok(Fork::Child) => {
+            last_words::keep(said).unwrap_or_else(|e| complaints.push(format!("have the last words kept: {e}")));
+            complaints
+        }
         Ok(Fork::Parent(agent)) => {
-            let words = reap_until_end_of(agent);
-            power_off(&words)
+            let end = reap_until_end_of(agent);
+            power_off(&with_last_words(end, &last_words::read(&said).unwrap_or_default()))
         }
         Err(error) => power_off(&format!("the agent was not started: fork: {error}")),
     }
@@ -56,10 +63,17 @@ fn describe(status: WaitStatus) -> String {
     }
 }
 
+/// One line each, for so they go to the kernel's log.
+fn with_last_words(end: String, words: &str) -> String {
+    words.lines().fold(end, |text, line| format!("{text}\nlast words: {line}"))
+}
+
 /// End the guest: no process writes any more, what was written is on its disks, and the machine stops.
 fn power_off(words: &str) -> ! {
     // The kernel's log reaches the console whatever has become of our descriptors, and at this level also when it is told to be quiet.
-    let _ = fs::write("/dev/kmsg", format!("<3>nacre: {words}; powering off\n"));
+    for line in words.lines().chain(["powering off"]) {
+        let _ = fs::write("/dev/kmsg", format!("<3>nacre: {line}\n"));
+    }
     if let Some(everyone) = Pid::from_raw(-1) {
         let _ = kill_process(everyone, Signal::KILL); // ESRCH when nobody is left
     }
@@ -81,5 +95,20 @@ fn set_hostname() -> rustix::io::Result<()> {
     match fs::read_to_string("/etc/hostname") {
         Ok(name) if !name.trim().is_empty() => rustix::system::sethostname(OsStr::new(name.trim()).as_encoded_bytes()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_follow_how_the_agent_ended() {
+        assert_eq!(with_last_words("the agent has finished".into(), ""), "the agent has finished");
+        let text =
+            with_last_words("the agent was killed by signal 6".into(), "panicked at a.rs:1:2: b\nended by SIGABRT\n");
+        let lines =
+            ["the agent was killed by signal 6", "last words: panicked at a.rs:1:2: b", "last words: ended by SIGABRT"];
+        assert_eq!(text, lines.join("\n"));
     }
 }

@@ -162,6 +162,8 @@ fn ours(text: &mut Text, facts: &Facts) {
     for (stage, nanoseconds) in stages {
         text.sample(&[("stage", stage)], nanoseconds as f64 / 1e9);
     }
+    text.family("nacre_agent_restarts_total", Kind::Counter, "Agents that have ended out of order before this one");
+    text.sample(&[], facts.boot.restarts.into());
     text.family("nacre_containers", Kind::Gauge, "Containers there are");
     text.sample(&[], facts.containers as f64);
     text.family("nacre_pull_bytes_total", Kind::Counter, "Compressed bytes of all images pulled");

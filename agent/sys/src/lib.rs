@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod clone;
+pub mod crash;
 pub mod device_mapper;
 pub mod early;
 pub mod exec;
