@@ -16,6 +16,7 @@ As process 1 it brings up the guest and takes its settings from the kernel comma
   --passfd ADDRESS   where streams are connected that a request names by port: vsock://CID:PORT, or unix:///PATH, to which
                      a caller's port is the last part of the path that its own socket is bound to
   --log ADDRESS      who connects there gets the log: vsock://CID:PORT or unix:///PATH
+  --console ADDRESS  who connects there gets a shell, unless the policy says no: vsock://CID:PORT or unix:///PATH
   --last-words FILE  what the next agent reads of how this one ended; the default is /run/nacre/last-words
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
 
@@ -55,6 +56,8 @@ pub struct Settings {
     pub passfd: Option<String>,
     /// Where the log can be had.
     pub log: Option<String>,
+    /// Where the debug console is.
+    pub console: Option<String>,
     /// Where last words are kept.
     pub last_words: Option<PathBuf>,
     /// Where layers are kept.
@@ -90,12 +93,13 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
                 let (policy, request) = (next()?.into(), next()?.to_string_lossy().into_owned());
                 return Ok(Role::Explain { policy, request });
             }
-            "--listen" | "--passfd" | "--log" => {
+            "--listen" | "--passfd" | "--log" | "--console" => {
                 let value = args.next().ok_or(UsageError::Value(arg.clone()))?.to_string_lossy().into_owned();
                 let setting = match arg.as_str() {
                     "--listen" => &mut settings.listen,
                     "--passfd" => &mut settings.passfd,
-                    _ => &mut settings.log,
+                    "--log" => &mut settings.log,
+                    _ => &mut settings.console,
                 };
                 *setting = Some(value);
             }
@@ -126,10 +130,12 @@ mod tests {
             listen: Some("unix:///a".into()),
             passfd: Some("unix:///c".into()),
             log: Some("unix:///d".into()),
+            console: Some("unix:///f".into()),
             last_words: Some("/e".into()),
             store: Some("/b".into()),
         };
-        let words = "--listen unix:///a --store /b --passfd unix:///c --log unix:///d --last-words /e";
+        let words =
+            "--listen unix:///a --store /b --passfd unix:///c --log unix:///d --last-words /e --console unix:///f";
         let words: Vec<_> = words.split(' ').collect();
         assert_eq!(role(&words), Ok(Role::Agent(settings)));
     }

@@ -7,6 +7,7 @@
 pub mod args;
 pub mod boot;
 pub mod config;
+pub mod console;
 pub mod container;
 pub mod copy_file;
 pub mod device;

@@ -16,6 +16,7 @@ use ttrpc::asynchronous::Server;
 use crate::args;
 use crate::boot::Boot;
 use crate::config::{self, Config};
+use crate::console::{self, Consoles};
 use crate::device::{Devices, cdi};
 use crate::last_words::Left;
 use crate::listener::Listener;
@@ -37,6 +38,9 @@ const SCRATCH: &str = "/run/nacre/scratch";
 
 /// Where the guest's cgroups are.
 const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// The guest's own console.
+const CONSOLE: &str = "/dev/console";
 
 /// How long the host may take to answer the guest's call.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
@@ -130,12 +134,14 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let sandbox = Sandbox::new(shared, Pulls::new(settings));
     let (ready, is_ready) = watch::channel(false);
     let allows_all = policy.allows_all();
+    let consoles = Arc::new(Consoles::new(policy.clone()));
     let services = Services {
         policy,
         ready: is_ready,
         sandbox: sandbox.clone(),
         boot: boot.clone(),
         metrics: Metrics::new(),
+        consoles: consoles.clone(),
         init_daemon: is_guest,
         devices,
     };
@@ -158,6 +164,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     boot.ready();
     ready.send_replace(true);
     tracing::info!("ready");
+    offer_consoles(consoles, start.settings.console.as_deref(), &config)?;
     if let Some(port) = config.ready_port {
         tokio::spawn(call_host(port));
     }
@@ -169,6 +176,22 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     });
     until_the_end(&sandbox).await?;
     server.shutdown().await.context("stop the server")
+}
+
+/// Offer shells where a person says, or where the kernel command line does if the image allows it. The policy judges each.
+fn offer_consoles(consoles: Arc<Consoles>, setting: Option<&str>, config: &Config) -> anyhow::Result<()> {
+    let (wanted, port) = (config.debug_console, config.debug_console_vport);
+    let may = setting.is_some() || wanted && console::allowed(Path::new("/"));
+    if may && (setting.is_some() || port.is_some()) {
+        if let Some(listener) = side(setting, port, "the debug console")? {
+            tokio::spawn(consoles.serve(listener));
+        }
+    } else if may {
+        tokio::spawn(async move { consoles.serve_terminal(Path::new(CONSOLE)).await });
+    } else if wanted {
+        tracing::warn!("kernel command line: agent.debug_console ignored: the guest's image does not allow it");
+    }
+    Ok(())
 }
 
 /// Listen for `purpose` where a person says, or at the port that the kernel command line names.

@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "boot",
             "chain",
             "config",
+            "console",
             "device",
             "init",
             "last_words",
@@ -36,6 +37,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "boot",
             "chain",
+            "console",
             "container",
             "copy_file",
             "device",
@@ -59,6 +61,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("guest", &["device", "storage"]),
     ("config", &["log"]),
     ("init", &["last_words"]),
+    ("console", &["chain", "container", "listener", "policy"]),
     ("log", &["listener"]),
     ("passthrough", &["listener"]),
     ("copy_file", &["storage"]),

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use nacre_protocol::address::Address;
 use nacre_protocol::connect;
-use nacre_protocol::nacre::{GetBootTimesRequest, SetLogLevelRequest};
+use nacre_protocol::nacre::{GetBootTimesRequest, ResizeConsoleRequest, SetLogLevelRequest};
 use nacre_protocol::nacre_ttrpc::GuestClient;
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::{UnixSocket, UnixStream};
 use tokio::time::{Instant, timeout};
 use ttrpc::context::{Context, with_timeout};
 
@@ -43,7 +43,7 @@ impl Agent {
     }
 
     fn remove_sockets(&self) {
-        for name in ["agent", "log"] {
+        for name in ["agent", "log", "console"] {
             let _ = std::fs::remove_file(self.path(name)); // it was not made
         }
     }
@@ -64,7 +64,7 @@ fn command(dir: &Path) -> Command {
     let unix = |name: &str| format!("unix://{}", dir.join(name).display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-agent"));
     command.args(["--listen", &unix("agent"), "--log", &unix("log"), "--store"]).arg(dir.join("images"));
-    command.arg("--last-words").arg(dir.join("last-words"));
+    command.args(["--console", &unix("console"), "--last-words"]).arg(dir.join("last-words"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -126,6 +126,27 @@ async fn the_log_has_several_readers_and_another_level_when_the_host_says_so() {
     assert!(next.contains("changed the log's level"), "{next}");
     let error = set(&client, "loud").await.unwrap_err().to_string();
     assert!(error.contains("not a log level"), "{error}");
+}
+
+#[tokio::test]
+async fn a_debug_consoles_terminal_has_the_size_that_the_host_says() {
+    let agent = Agent::start();
+    let client = agent.connect().await;
+    let socket = UnixSocket::new_stream().unwrap();
+    socket.bind(agent.path("7")).unwrap();
+    let mut console = socket.connect(agent.path("console")).await.unwrap();
+    console.write_all(b"echo h''ere\n").await.unwrap();
+    let mut lines = BufReader::new(console).lines();
+    find(&mut lines, "here").await;
+    let resize = async |port| {
+        let request = ResizeConsoleRequest { port, row: 43, column: 132, ..ResizeConsoleRequest::new() };
+        client.resize_console(limit(), &request).await
+    };
+    resize(7).await.unwrap();
+    lines.get_mut().write_all(b"stty size\n").await.unwrap();
+    find(&mut lines, "43 132").await;
+    let error = resize(8).await.unwrap_err().to_string();
+    assert!(error.contains("no debug console is open from port 8"), "{error}");
 }
 
 /// Ends an agent, starts another in its place, and says what that one tells of the first: how many there were, and its words.

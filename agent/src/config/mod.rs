@@ -30,6 +30,10 @@ pub struct Config {
     pub log: Level,
     /// The vsock port on which the log can be had; `None` logs to the console.
     pub log_vport: Option<u32>,
+    /// Whether shells are offered, if the guest's image and the policy allow it.
+    pub debug_console: bool,
+    /// The vsock port where they are; `None` is the guest's own console.
+    pub debug_console_vport: Option<u32>,
     /// Where the agent listens.
     pub server_addr: Address,
     /// The vsock port to which the host connects streams that are passed through.
@@ -73,6 +77,8 @@ impl Default for Config {
         Config {
             log: Level::INFO,
             log_vport: None,
+            debug_console: false,
+            debug_console_vport: None,
             server_addr: Address::Vsock { cid: u32::MAX, port: AGENT_PORT },
             passfd_listener_port: None,
             container_pipe_size: None,
@@ -117,6 +123,8 @@ type Setter = fn(&mut Config, &str) -> Result<(), &'static str>;
 const KEYS: &[(&str, Setter)] = &[
     ("agent.log", |c, v| set(&mut c.log, level(v))),
     ("agent.log_vport", |c, v| set(&mut c.log_vport, number(v).map(port))),
+    ("agent.debug_console", |c, v| set(&mut c.debug_console, flag(v))),
+    ("agent.debug_console_vport", |c, v| set(&mut c.debug_console_vport, number(v).map(port))),
     ("agent.server_addr", |c, v| set(&mut c.server_addr, v.parse().map_err(|_| "not an address"))),
     ("agent.passfd_listener_port", |c, v| set(&mut c.passfd_listener_port, number(v).map(port))),
     ("agent.container_pipe_size", |c, v| set(&mut c.container_pipe_size, pipe_size(v))),
@@ -251,12 +259,15 @@ mod tests {
              agent.cdi_timeout=11 agent.visible_cdi_devices=true \
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
              agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
-             nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031",
+             nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031 \
+             agent.debug_console agent.debug_console_vport=1026",
         );
         assert_eq!(complaints, []);
         let expected = Config {
             log: Level::DEBUG,
             log_vport: Some(1025),
+            debug_console: true,
+            debug_console_vport: Some(1026),
             server_addr: Address::Vsock { cid: u32::MAX, port: 2048 },
             passfd_listener_port: Some(1027),
             container_pipe_size: Some(65536),
@@ -285,6 +296,8 @@ mod tests {
             "agent.log=loud",
             "agent.log",
             "agent.log_vport=-1",
+            "agent.debug_console=maybe",
+            "agent.debug_console_vport=hvc0",
             "agent.server_addr=http://x",
             "agent.passfd_listener_port=x",
             "agent.image_policy_file=https://x",

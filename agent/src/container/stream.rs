@@ -110,7 +110,8 @@ impl Input {
     }
 }
 
-pub(super) async fn write_all(pipe: &Pipe, mut data: &[u8]) -> io::Result<()> {
+/// Write all of `data`, as it is taken.
+pub async fn write_all(pipe: &Pipe, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
         let mut ready = pipe.writable().await?;
         match ready.try_io(|pipe| Ok(rustix::io::write(pipe, data)?)) {
@@ -165,7 +166,8 @@ pub(super) async fn exited_for_a_while(exit: &mut watch::Receiver<Option<i32>>) 
     tokio::time::sleep(GRACE).await;
 }
 
-pub(super) async fn read_some(pipe: &Pipe, length: usize) -> io::Result<Vec<u8>> {
+/// What there is, up to `length`; nothing at the end.
+pub async fn read_some(pipe: &Pipe, length: usize) -> io::Result<Vec<u8>> {
     loop {
         let mut ready = pipe.readable().await?;
         let mut data = vec![0; length.min(FIRST_READ)];

@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use nacre_protocol::nacre::{
-    BootTimes, GetBootTimesRequest, PullStatus, SetLogLevelRequest, SetLogLevelResponse, SetRegistryAccessRequest,
-    SetRegistryAccessResponse, WatchPullRequest,
+    BootTimes, GetBootTimesRequest, PullStatus, ResizeConsoleRequest, ResizeConsoleResponse, SetLogLevelRequest,
+    SetLogLevelResponse, SetRegistryAccessRequest, SetRegistryAccessResponse, WatchPullRequest,
 };
 use nacre_protocol::nacre_ttrpc::Guest;
 use ttrpc::r#async::TtrpcContext;
@@ -44,6 +44,19 @@ impl Guest for Services {
             let previous = log::set_level(level);
             tracing::error!(%previous, %level, "the host has changed the log's level");
             Ok(SetLogLevelResponse { previous: previous.as_str().to_ascii_lowercase(), ..SetLogLevelResponse::new() })
+        })
+        .await
+    }
+
+    async fn resize_console(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeConsoleRequest,
+    ) -> ttrpc::Result<ResizeConsoleResponse> {
+        self.pass("ResizeConsole", request, |request| async move {
+            let request = request.into_inner();
+            self.consoles.resize(request.port, request.column, request.row)?;
+            Ok(ResizeConsoleResponse::new())
         })
         .await
     }

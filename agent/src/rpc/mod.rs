@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use ttrpc::asynchronous::Server;
 
 use crate::boot::Boot;
+use crate::console::Consoles;
 use crate::device::Devices;
 use crate::metrics::Metrics;
 use crate::policy::{Authorized, Policy};
@@ -38,6 +39,8 @@ pub struct Services {
     pub boot: Arc<Boot>,
     /// The metrics.
     pub metrics: Metrics,
+    /// The debug consoles.
+    pub consoles: Arc<Consoles>,
     /// Whether process 1 is ours.
     pub init_daemon: bool,
     /// The guest's devices.

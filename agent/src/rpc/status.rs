@@ -5,6 +5,7 @@
 
 use ttrpc::Code;
 
+use crate::console::NoConsole;
 use crate::network::iptables::FilterError;
 use crate::storage::pull::AccessError;
 use crate::{container, copy_file, device, guest, metrics, network, passthrough, policy, sandbox, storage};
@@ -69,6 +70,9 @@ pub enum Error {
     /// How to reach a registry.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// A debug console.
+    #[error(transparent)]
+    Console(#[from] NoConsole),
     /// A word that names no level.
     #[error("level: not a log level (error, warn, info, debug, trace)")]
     LogLevel,
@@ -93,7 +97,7 @@ impl Error {
             Error::Volume(error) => of_volume(error),
             Error::Filter(error) => of_filter(error),
             Error::Diagnostics(error) => of_diagnostics(error),
-            Error::Access(_) | Error::Policy(_) | Error::LogLevel => Code::INVALID_ARGUMENT,
+            Error::Access(_) | Error::Policy(_) | Error::Console(_) | Error::LogLevel => Code::INVALID_ARGUMENT,
         }
     }
 }

@@ -20,4 +20,5 @@ pub mod process;
 pub mod random;
 pub mod seccomp;
 pub mod swap;
+pub mod terminal;
 pub mod tsc;
