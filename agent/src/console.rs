@@ -187,7 +187,7 @@ fn shell(terminal: &OwnedFd) -> io::Result<Child> {
     command.current_dir("/").stdin(end()?).stdout(end()?).stderr(end()?).kill_on_drop(true);
     nacre_sys::terminal::lead_session(command.as_std_mut());
     // Spawned by the runtime's only thread, which lives as long as the agent.
-    nacre_sys::lifeline::die_with_parent(command.as_std_mut());
+    nacre_sys::lifeline::be_killable(nacre_sys::lifeline::die_with_parent(command.as_std_mut()));
     command.spawn()
 }
 

@@ -116,7 +116,8 @@ fn process_json(process: &oci::Process) -> Value {
         ),
         ("noNewPrivileges", flag(process.NoNewPrivileges)),
         ("apparmorProfile", text(&process.ApparmorProfile)),
-        ("oomScoreAdj", number(process.OOMScoreAdj)),
+        // Without one it would have the agent's.
+        ("oomScoreAdj", process.OOMScoreAdj.into()),
         ("selinuxLabel", text(&process.SelinuxLabel)),
     ])
 }

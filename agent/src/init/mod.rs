@@ -18,6 +18,9 @@ pub use usr::mount_usr;
 
 use crate::last_words;
 
+/// How readily the kernel kills the agent for want of memory: what Kubernetes gives its own.
+const SCORE: &str = "-997";
+
 /// Bring up the guest. Returns in the child, which is the agent, with what went wrong on the way; process 1 itself never returns.
 pub fn run() -> Vec<String> {
     let mut complaints = Vec::new();
@@ -26,6 +29,8 @@ pub fn run() -> Vec<String> {
     mounts::console().unwrap_or_else(|e| complaints.push(format!("open /dev/console: {e}")));
     mounts::cgroups(&mut complaints);
     set_hostname().unwrap_or_else(|e| complaints.push(format!("set the host name: {e}")));
+    // The agent's as well, which ends the guest when it ends. What it starts has scores of its own.
+    fs::write("/proc/self/oom_score_adj", SCORE).unwrap_or_else(|e| complaints.push(format!("set the OOM score: {e}")));
     if let Err(error) = rustix::process::setsid() {
         complaints.push(format!("setsid: {error}"));
     }

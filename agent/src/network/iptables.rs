@@ -102,6 +102,7 @@ async fn talk(
 ) -> io::Result<ExitStatus> {
     let mut command = Command::new(tool);
     command.args(args).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").kill_on_drop(true);
+    nacre_sys::lifeline::be_killable(command.as_std_mut());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (Some(mut stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {

@@ -143,7 +143,7 @@ impl WorkerCommand {
             command.env("PATH", PATH);
         }
         // Spawned by the runtime's only thread, which lives as long as the agent.
-        nacre_sys::lifeline::die_with_parent(command.as_std_mut());
+        nacre_sys::lifeline::be_killable(nacre_sys::lifeline::die_with_parent(command.as_std_mut()));
         command
     }
 }

@@ -1,4 +1,4 @@
-//! Children that end with their parent, however it ends.
+//! Children that end with their parent, however it ends, and those that the kernel may kill before it.
 //!
 //! The kernel ties the signal to the *thread* that spawned the child: spawn from a thread that lives as long as the
 //! child is to live.
@@ -24,4 +24,32 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     };
     // SAFETY: `arm` allocates nothing and takes no lock: io::Error::from_raw_os_error only stores the number.
     unsafe { command.pre_exec(arm) }
+}
+
+/// The kernel may kill what `command` starts for want of memory as readily as any process, whatever holds for its parent. Its user must be its
+/// parent's: another's score is not its own to set.
+pub fn be_killable(command: &mut Command) -> &mut Command {
+    let raise = || {
+        // SAFETY: open, write and close are async-signal-safe; path and text are statics, and the descriptor is ours.
+        let written = unsafe {
+            let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            let written = libc::write(file, c"0".as_ptr().cast(), 1);
+            libc::close(file);
+            written
+        };
+        if written == 1 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    // SAFETY: `raise` allocates nothing and takes no lock.
+    unsafe { command.pre_exec(raise) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_has_the_usual_score() {
+        let output = be_killable(Command::new("cat").arg("/proc/self/oom_score_adj")).output().unwrap();
+        assert_eq!(output.stdout, b"0\n");
+    }
 }
