@@ -14,6 +14,7 @@ pub mod device;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod guest;
+pub mod helpers;
 pub mod init;
 pub mod last_words;
 pub mod listener;

@@ -18,6 +18,7 @@ use crate::boot::Boot;
 use crate::config::{self, Config};
 use crate::console::{self, Consoles};
 use crate::device::{Devices, cdi};
+use crate::helpers::Helpers;
 use crate::last_words::Left;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
@@ -68,7 +69,9 @@ pub struct Start {
 /// Serve until the end.
 pub fn run(mut start: Start) -> anyhow::Result<()> {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let (mut config, complaints) = config::parse(&line);
+    let (mut config, mut complaints) = config::parse(&line);
+    let environment = |key| std::env::var(key).ok();
+    complaints.extend(config.override_log(environment("KATA_AGENT_LOG_LEVEL").as_deref()));
     log::start(config.log);
     for complaint in complaints {
         match complaint.level {
@@ -84,7 +87,6 @@ pub fn run(mut start: Start) -> anyhow::Result<()> {
         let Left { restarts, words } = inherit(path);
         (start.boot.restarts, start.boot.last_words) = (restarts, words);
     }
-    let environment = |key| std::env::var(key).ok();
     let (kata, ours) = (environment("KATA_AGENT_SERVER_ADDR"), environment("NACRE_SERVER_ADDR"));
     config.override_server(kata.as_deref(), ours.as_deref(), start.settings.listen.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -135,6 +137,9 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     let (ready, is_ready) = watch::channel(false);
     let allows_all = policy.allows_all();
     let consoles = Arc::new(Consoles::new(policy.clone()));
+    let helpers =
+        if is_guest { Helpers::of_image(Path::new("/"), config.launch_process_timeout) } else { Helpers::default() };
+    let helpers = Arc::new(helpers);
     let services = Services {
         policy,
         ready: is_ready,
@@ -142,6 +147,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
         boot: boot.clone(),
         metrics: Metrics::new(),
         consoles: consoles.clone(),
+        helpers: helpers.clone(),
         init_daemon: is_guest,
         devices,
     };
@@ -161,6 +167,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
         tokio::spawn(log::serve(listener));
     }
     tokio::task::spawn_blocking(move || initialise(is_guest)).await.context("initialise")?;
+    helpers.start();
     boot.ready();
     ready.send_replace(true);
     tracing::info!("ready");
@@ -174,7 +181,9 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
         true => setup.run(Path::new(PLACE), wanted, size),
         false => setup.as_it_is(), // the machine is somebody else's
     });
-    until_the_end(&sandbox).await?;
+    let ended = until_the_end(&sandbox).await;
+    helpers.end().await;
+    ended?;
     server.shutdown().await.context("stop the server")
 }
 

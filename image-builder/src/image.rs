@@ -25,6 +25,9 @@ const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 /// Where the agent looks for its helpers.
 const HELPERS: &str = "/usr/libexec/nacre";
 
+/// Where the agent looks for the processes that it is to run.
+const HELPER_TABLE: &str = "/etc/nacre/helpers.json";
+
 /// The longest chain of symbolic links that is followed, as the kernel has it.
 const MAX_LINKS: usize = 40;
 
@@ -105,6 +108,10 @@ fn root(recipe: &Recipe, agent: Vec<u8>, squashfs: Vec<u8>) -> Result<Tree> {
     }
     for file in &recipe.files {
         tree.add(&file.path, Node::File(recipe::mode(&file.mode)?, file.content.clone().into_bytes()))?;
+    }
+    if !recipe.helpers.is_empty() {
+        let table = serde_json::to_vec_pretty(&recipe.helpers).context("write the table of helpers")?;
+        tree.add(HELPER_TABLE, Node::File(0o644, table))?;
     }
     Ok(tree)
 }

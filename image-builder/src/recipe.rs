@@ -1,9 +1,10 @@
 //! What an image is to hold, as a TOML file. A word that is not known is an error, for a typo must not build a different guest.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A recipe.
 #[derive(Debug, Deserialize)]
@@ -26,6 +27,56 @@ pub struct Recipe {
     /// Small files of the root.
     #[serde(default)]
     pub files: Vec<File>,
+    /// Processes that the agent is to run beside itself.
+    #[serde(default)]
+    pub helpers: Vec<Helper>,
+}
+
+/// A process that the agent is to run: one entry of the table that it reads, which leaves out what is not said.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Helper {
+    /// Its name in the log and in metrics.
+    pub name: String,
+    /// Its program's path. That the program is in the image is for `usr` to say.
+    pub program: String,
+    /// The arguments after the program's name.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// The environment besides `PATH`.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The user that it runs as.
+    #[serde(default)]
+    pub uid: u32,
+    /// And the group.
+    #[serde(default)]
+    pub gid: u32,
+    /// When it is started anew.
+    #[serde(default)]
+    pub restart: Restart,
+    /// The UNIX socket at which it is ready as soon as it is there.
+    #[serde(default)]
+    pub ready: Option<String>,
+    /// Helpers that must be ready before it starts.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// How readily the kernel kills it for want of memory, from -997 to 1000.
+    #[serde(default)]
+    pub oom_score_adj: i32,
+}
+
+/// When a helper that has ended is started anew.
+#[derive(Debug, Default, Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Whenever it ends.
+    Always,
+    /// When it fails.
+    #[default]
+    OnFailure,
+    /// Never.
+    Never,
 }
 
 /// The compressed part.
@@ -135,6 +186,11 @@ impl Recipe {
         for helper in &recipe.usr.helpers {
             ensure!(!helper.is_empty() && helper.chars().all(plain), "helper {helper:?} is no program of ours");
         }
+        for helper in &recipe.helpers {
+            ensure!(helper.program.starts_with('/'), "helper {:?}: its program is no whole path", helper.name);
+            let known = |name: &String| *name != helper.name && recipe.helpers.iter().any(|other| other.name == *name);
+            ensure!(helper.after.iter().all(known), "helper {:?} is to start after one that is not there", helper.name);
+        }
         if let Some(certificates) = &recipe.usr.certificates {
             ensure!(certificates.bundle.starts_with("/usr/"), "the certificates' bundle must lie below /usr");
         }
@@ -157,10 +213,22 @@ mod tests {
             (MINIMAL.replace("skopeo", "-o=x"), "no Debian package"),
             (MINIMAL.replace("programs = []", "programs = 3"), "invalid type"),
             (format!("{MINIMAL}helpers = [\"../sh\"]"), "no program of ours"),
+            (format!("{MINIMAL}[[helpers]]\nname = \"a\"\nprogram = \"a\"\n"), "no whole path"),
+            (format!("{MINIMAL}[[helpers]]\nname = \"a\"\nprogram = \"/a\"\nafter = [\"b\"]\n"), "is not there"),
         ] {
             let error = format!("{:#}", Recipe::parse(&bad).unwrap_err());
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    /// As the agent reads it.
+    #[test]
+    fn helpers_are_written_whole() {
+        let more = "args = [\"-x\"]\nenv = { K = \"V\" }\nuid = 1\ngid = 2\nrestart = \"never\"\noom_score_adj = 3\n";
+        let recipe =
+            Recipe::parse(&format!("{MINIMAL}[[helpers]]\nname = \"a\"\nprogram = \"/usr/bin/a\"\n{more}")).unwrap();
+        let expected = r#"[{"name":"a","program":"/usr/bin/a","args":["-x"],"env":{"K":"V"},"uid":1,"gid":2,"restart":"never","ready":null,"after":[],"oom_score_adj":3}]"#;
+        assert_eq!(serde_json::to_string(&recipe.helpers).unwrap(), expected);
     }
 
     #[test]

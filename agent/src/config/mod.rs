@@ -66,6 +66,8 @@ pub struct Config {
     pub cdi_timeout: Duration,
     /// Whether a container may name CDI devices in a variable.
     pub visible_cdi_devices: bool,
+    /// How long a helper process may take to be ready.
+    pub launch_process_timeout: Duration,
     /// The host's vsock port to call once initialisation is done.
     pub ready_port: Option<u32>,
     /// Whether the command line asks for the legacy cgroup hierarchies.
@@ -95,6 +97,7 @@ impl Default for Config {
             hotplug_timeout: Duration::from_secs(3),
             cdi_timeout: Duration::from_secs(100),
             visible_cdi_devices: false,
+            launch_process_timeout: Duration::from_secs(6),
             ready_port: None,
             cgroup_v1: false,
         }
@@ -141,6 +144,7 @@ const KEYS: &[(&str, Setter)] = &[
     ("agent.hotplug_timeout", |c, v| set(&mut c.hotplug_timeout, seconds(v))),
     ("agent.cdi_timeout", |c, v| set(&mut c.cdi_timeout, seconds(v))),
     ("agent.visible_cdi_devices", |c, v| set(&mut c.visible_cdi_devices, flag(v))),
+    ("agent.launch_process_timeout", |c, v| set(&mut c.launch_process_timeout, seconds(v))),
     ("nacre.ready_port", |c, v| set(&mut c.ready_port, number(v).map(port))),
     // The unified hierarchy is the default here, so what Kata's hosts send to ask for it changes nothing.
     ("cgroup_no_v1", |_, _| Ok(())),
@@ -185,6 +189,13 @@ impl Config {
                 .map_err(|e| Complaint { level: Level::ERROR, text: format!("{name}={}: {e}", quote(value)) })?;
         }
         Ok(())
+    }
+
+    /// Log what the environment's `KATA_AGENT_LOG_LEVEL` says, which counts before the command line.
+    pub fn override_log(&mut self, kata: Option<&str>) -> Option<Complaint> {
+        let value = kata?;
+        let why = set(&mut self.log, level(value)).err()?;
+        Some(Complaint { level: Level::WARN, text: format!("KATA_AGENT_LOG_LEVEL={} ignored: {why}", quote(value)) })
     }
 }
 
@@ -260,7 +271,7 @@ mod tests {
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
              agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
              nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031 \
-             agent.debug_console agent.debug_console_vport=1026",
+             agent.debug_console agent.debug_console_vport=1026 agent.launch_process_timeout=8",
         );
         assert_eq!(complaints, []);
         let expected = Config {
@@ -284,6 +295,7 @@ mod tests {
             hotplug_timeout: Duration::from_secs(9),
             cdi_timeout: Duration::from_secs(11),
             visible_cdi_devices: true,
+            launch_process_timeout: Duration::from_secs(8),
             ready_port: Some(1030),
             cgroup_v1: false,
         };
@@ -305,6 +317,7 @@ mod tests {
             "agent.image_pull_timeout=0",
             "nacre.blob_cache_port=unix",
             "agent.hotplug_timeout=3s",
+            "agent.launch_process_timeout=0",
             "nacre.image_store=floppy",
             "nacre.image_store_size=big",
             "nacre.prefetch=a,,b",
@@ -329,6 +342,15 @@ mod tests {
     #[test]
     fn the_later_of_two_equal_keys_wins() {
         assert_eq!(parse("agent.log=debug agent.log=warn").0.log, Level::WARN);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_command_line_unless_it_is_malformed() {
+        let mut config = parse("agent.log=debug").0;
+        assert_eq!((config.override_log(None), config.log), (None, Level::DEBUG));
+        let complaint = config.override_log(Some("loud")).unwrap();
+        assert!(complaint.to_string().starts_with("KATA_AGENT_LOG_LEVEL=loud ignored"), "{complaint}");
+        assert_eq!((config.override_log(Some("warning")), config.log), (None, Level::WARN));
     }
 
     #[test]

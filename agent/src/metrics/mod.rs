@@ -35,6 +35,8 @@ pub struct Facts {
     pub pull_bytes: u64,
     /// Containers there are.
     pub containers: usize,
+    /// How often each helper has been started.
+    pub helpers: Vec<(String, u64)>,
 }
 
 /// The metrics.
@@ -164,6 +166,10 @@ fn ours(text: &mut Text, facts: &Facts) {
     }
     text.family("nacre_agent_restarts_total", Kind::Counter, "Agents that have ended out of order before this one");
     text.sample(&[], facts.boot.restarts.into());
+    text.family("nacre_helper_starts_total", Kind::Counter, "How often a helper process has been started");
+    for (helper, starts) in &facts.helpers {
+        text.sample(&[("helper", helper)], *starts as f64);
+    }
     text.family("nacre_containers", Kind::Gauge, "Containers there are");
     text.sample(&[], facts.containers as f64);
     text.family("nacre_pull_bytes_total", Kind::Counter, "Compressed bytes of all images pulled");

@@ -260,6 +260,7 @@ impl AgentService for Services {
                 boot: self.boot.times(),
                 pull_bytes: self.sandbox.pulls().bytes_total(),
                 containers: self.sandbox.count(),
+                helpers: self.helpers.starts(),
             };
             Ok(Metrics { metrics: self.metrics.render(&facts)?, ..Metrics::new() })
         })

@@ -17,6 +17,7 @@ use ttrpc::asynchronous::Server;
 use crate::boot::Boot;
 use crate::console::Consoles;
 use crate::device::Devices;
+use crate::helpers::Helpers;
 use crate::metrics::Metrics;
 use crate::policy::{Authorized, Policy};
 use crate::sandbox::Sandbox;
@@ -41,6 +42,8 @@ pub struct Services {
     pub metrics: Metrics,
     /// The debug consoles.
     pub consoles: Arc<Consoles>,
+    /// The helper processes.
+    pub helpers: Arc<Helpers>,
     /// Whether process 1 is ours.
     pub init_daemon: bool,
     /// The guest's devices.

@@ -24,6 +24,7 @@ fn services(policy: Policy) -> (Services, watch::Sender<bool>) {
     let settings =
         Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None, devices: devices.clone() };
     let services = Services {
+        helpers: Arc::default(),
         consoles: Arc::new(Consoles::new(policy.clone())),
         policy,
         ready,
