@@ -34,16 +34,19 @@ pub fn run() -> Vec<String> {
     if let Err(error) = rustix::process::setsid() {
         complaints.push(format!("setsid: {error}"));
     }
-    let said =
-        last_words::in_memory().unwrap_or_else(|e| power_off(&format!("the agent was not started: memory: {e}")));
+    let said = last_words::in_memory();
+    let said = said.inspect_err(|e| complaints.push(format!("have the last words kept: {e}"))).ok();
     match fork_alone() {
         Ok(Fork::Child) => {
-            last_words::keep(said).unwrap_or_else(|e| complaints.push(format!("have the last words kept: {e}")));
+            if let Some(Err(error)) = said.map(last_words::keep) {
+                complaints.push(format!("have the last words kept: {error}"));
+            }
             complaints
         }
         Ok(Fork::Parent(agent)) => {
             let end = reap_until_end_of(agent);
-            power_off(&with_last_words(end, &last_words::read(&said).unwrap_or_default()))
+            let words = said.and_then(|said| last_words::read(&said).ok()).unwrap_or_default();
+            power_off(&with_last_words(end, &words))
         }
         Err(error) => power_off(&format!("the agent was not started: fork: {error}")),
     }
