@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nacre_protocol::address::Address;
@@ -13,6 +13,7 @@ use nacre_protocol::nacre_ttrpc::GuestClient;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::{UnixSocket, UnixStream};
+use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 use ttrpc::context::{Context, with_timeout};
 
@@ -42,13 +43,17 @@ impl Agent {
         self
     }
 
+    async fn ended(&mut self) -> ExitStatus {
+        ended(&mut self.child).await
+    }
+
     fn remove_sockets(&self) {
         for name in ["agent", "log", "console"] {
             let _ = std::fs::remove_file(self.path(name)); // it was not made
         }
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -65,15 +70,12 @@ fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nacre-agent"));
     command.args(["--listen", &unix("agent"), "--log", &unix("log"), "--store"]).arg(dir.join("images"));
     command.args(["--console", &unix("console"), "--last-words"]).arg(dir.join("last-words"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     command
 }
 
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it may have ended
-        let _ = self.child.wait();
-    }
+async fn ended(child: &mut Child) -> ExitStatus {
+    timeout(SOON, child.wait()).await.unwrap().unwrap()
 }
 
 fn limit() -> Context {
@@ -154,14 +156,15 @@ async fn after(end: impl FnOnce(&mut Agent)) -> (u32, String) {
     let mut first = Agent::start();
     first.connect().await;
     end(&mut first);
-    first.child.wait().unwrap();
+    first.ended().await;
     let next = first.again();
     let answer = next.connect().await.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap();
     (answer.restarts, answer.last_words)
 }
 
 fn signal(agent: &Agent, signal: Signal) {
-    kill_process(Pid::from_child(&agent.child), signal).unwrap();
+    let pid = agent.child.id().unwrap().cast_signed();
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 #[tokio::test]
@@ -178,10 +181,10 @@ async fn an_agent_that_fails_says_why_and_each_one_is_counted() {
     agent.connect().await;
     for restarts in 1..3 {
         signal(&agent, Signal::KILL);
-        agent.child.wait().unwrap();
+        agent.ended().await;
         // It can't listen: the socket is still there.
         let mut failing = agent.command().spawn().unwrap();
-        assert_eq!(failing.wait().unwrap().code(), Some(1));
+        assert_eq!(ended(&mut failing).await.code(), Some(1));
         agent = agent.again();
         let answer = agent.connect().await.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap();
         assert_eq!(answer.restarts, 2 * restarts);
@@ -195,13 +198,13 @@ async fn two_agents_do_not_take_each_others_words() {
     first.connect().await;
     let mut other = Agent::start();
     signal(&other, Signal::KILL);
-    other.child.wait().unwrap();
+    other.ended().await;
     other.remove_sockets();
     let mut command = other.command();
     other.child = command.arg("--last-words").arg(first.path("last-words")).spawn().unwrap();
     let answer = other.connect().await.get_boot_times(limit(), &GetBootTimesRequest::new()).await.unwrap();
     assert_eq!(answer.restarts, 0);
     signal(&other, Signal::TERM);
-    other.child.wait().unwrap();
+    other.ended().await;
     assert!(first.path("last-words").exists());
 }

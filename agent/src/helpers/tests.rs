@@ -30,8 +30,19 @@ async fn finished(helpers: &Helpers) {
 /// What binds a UNIX socket at the path in `$SOCKET`, and stays.
 const BIND: &str = "exec python3 -c 'import os, socket, time; s = socket.socket(socket.AF_UNIX); s.bind(os.environ[\"SOCKET\"]); time.sleep(1000)'";
 
+fn has_python() -> bool {
+    let found = fs::exists("/usr/bin/python3").unwrap();
+    if !found {
+        println!("skipped: needs python3");
+    }
+    found
+}
+
 #[tokio::test]
 async fn one_starts_when_the_socket_of_the_other_is_there() {
+    if !has_python() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("made/a.sock");
     let first = json!({ "ready": socket, "env": { "SOCKET": socket } });
@@ -69,6 +80,9 @@ async fn a_program_that_is_not_there_is_tried_ever_more_rarely() {
 
 #[tokio::test]
 async fn they_are_asked_to_end_in_reverse_order_and_killed_if_they_do_not() {
+    if !has_python() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log").display().to_string();
     let socket = |name: &str| dir.path().join(name);
@@ -98,15 +112,15 @@ async fn they_are_asked_to_end_in_reverse_order_and_killed_if_they_do_not() {
     assert!(begun.elapsed() >= END_WITHIN && begun.elapsed() < 2 * END_WITHIN);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn one_starts_without_the_other_when_that_is_not_ready_in_time() {
     let dir = tempfile::tempdir().unwrap();
     let more = json!({ "ready": dir.path().join("never.sock") });
     let helpers =
-        helpers(Duration::from_secs(6), &[("a", "exec sleep 1000", more), ("b", "true", json!({ "after": ["a"] }))]);
+        helpers(Duration::from_millis(50), &[("a", "exec sleep 1000", more), ("b", "true", json!({ "after": ["a"] }))]);
     helpers.start();
     let second = helpers.tasks.lock().unwrap().remove(1);
-    timeout(Duration::from_secs(100), second).await.unwrap().unwrap();
+    timeout(SOON, second).await.unwrap().unwrap();
     assert_eq!(helpers.starts()[1].1, 1);
     assert!(!*helpers.helpers[0].is_ready.borrow());
 }
