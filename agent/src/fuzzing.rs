@@ -20,6 +20,7 @@ use ttrpc::proto::Request;
 
 use crate::boot::Boot;
 use crate::config;
+use crate::console::Consoles;
 use crate::container::spec::{self, Namespaces};
 use crate::device::Devices;
 use crate::metrics::Metrics;
@@ -64,12 +65,14 @@ impl Gate {
         let settings =
             Settings { pipe_size: None, scratch: "/nonexistent".into(), connections: None, devices: devices.clone() };
         let services = Arc::new(Services {
+            consoles: Arc::new(Consoles::new(policy.clone())),
             policy,
             ready: watch::channel(true).1,
             sandbox: Sandbox::new(settings, Pulls::new(pulls)),
             boot: Arc::new(Boot::begin()),
             metrics: Metrics::new(),
             init_daemon: false,
+            helpers: Arc::default(),
             devices,
         });
         let mut all = agent_ttrpc::create_agent_service(services.clone());
