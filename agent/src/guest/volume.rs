@@ -1,5 +1,6 @@
 //! Volumes: how full they are, and growing them when their disk has grown.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,6 +13,9 @@ use super::beneath::{self, PathError};
 
 /// EXT4_SUPER_MAGIC of statfs(2); ext2 and ext3 have it too.
 const EXT4: i64 = 0xEF53;
+
+/// XFS_SUPER_MAGIC.
+const XFS: i64 = 0x5846_5342;
 
 /// A volume was not read or not grown.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +32,7 @@ pub enum VolumeError {
         reason: &'static str,
     },
     /// The file system is none that grows while it is mounted.
-    #[error("volume {path:?}: its file system is of type {kind:#x} of statfs(2); only ext4 can be resized")]
+    #[error("volume {path:?}: its file system is of type {kind:#x} of statfs(2); only ext4 and XFS can be resized")]
     FileSystem {
         /// As requested.
         path: String,
@@ -75,14 +79,16 @@ pub fn resize_volume(root: &Path, path: &str, size: u64) -> Result<(), VolumeErr
     }
     let stats = fstatfs(&volume).map_err(failed("statfs", path))?;
     let (kind, block) = (stats.f_type, u64::try_from(stats.f_bsize).unwrap_or(u64::MAX));
-    if kind != EXT4 {
-        return Err(VolumeError::FileSystem { path: path.into(), kind });
-    }
+    let resize: fn(File, u64) -> io::Result<()> = match kind {
+        EXT4 => nacre_sys::ext4::resize,
+        XFS => nacre_sys::xfs::resize,
+        _ => return Err(VolumeError::FileSystem { path: path.into(), kind }),
+    };
     let blocks = size / block.max(1);
     if blocks < stats.f_blocks {
         return invalid("its file system is larger already, and none shrinks while it is mounted");
     }
-    let resized = beneath::read(&volume).and_then(|volume| nacre_sys::ext4::resize(&volume, blocks));
+    let resized = beneath::read(&volume).and_then(|volume| resize(volume, blocks));
     resized.map_err(|source| VolumeError::System { act: format!("resize to {size} bytes"), path: path.into(), source })
 }
 
@@ -110,11 +116,11 @@ mod tests {
     struct Mounted(tempfile::TempDir);
 
     impl Mounted {
-        /// An ext4 of 8 MiB on a disk of 32.
-        fn ext4() -> Option<Mounted> {
+        /// What `mkfs` makes on the file `disk` of `mib` MiB.
+        fn made(mib: u64, mkfs: &str) -> Option<Mounted> {
             let mounted = Mounted(tempfile::tempdir().unwrap());
-            let script = "truncate -s 32M disk; mkfs.ext4 -q disk 8M; mkdir volume; mount -o loop disk volume";
-            sh(script, mounted.0.path()).then_some(mounted)
+            let script = format!("truncate -s {mib}M disk; {mkfs}; mkdir volume; mount -o loop disk volume");
+            sh(&script, mounted.0.path()).then_some(mounted)
         }
     }
 
@@ -155,25 +161,37 @@ mod tests {
         }
     }
 
-    #[test]
-    fn an_ext4_grows_with_its_disk_and_never_beyond() {
-        let Some(mounted) = Mounted::ext4() else { return println!("skipped: no ext4 on a loop device") };
+    /// From `small` MiB to `large`, which is what the disk has.
+    fn grows_with_its_disk_and_never_beyond(small: u64, large: u64, mkfs: &str) {
+        let Some(mounted) = Mounted::made(large, mkfs) else {
+            return println!("skipped: {mkfs:?} makes nothing that can be mounted");
+        };
         let (root, path) = (mounted.0.path(), mounted.0.path().join("volume"));
         let path = path.to_str().unwrap();
         let before = total(root, path);
-        let error = resize_volume(root, path, 4 << 20).unwrap_err();
+        let error = resize_volume(root, path, (small / 2) << 20).unwrap_err();
         assert!(matches!(error, VolumeError::Invalid { .. }), "{error}");
-        match resize_volume(root, path, 32 << 20) {
+        match resize_volume(root, path, large << 20) {
             Err(VolumeError::System { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
                 return println!("skipped: growing takes CAP_SYS_RESOURCE");
             }
             grown => grown.unwrap(),
         }
         let after = total(root, path);
-        assert!(before < 8 << 20 && after > 24 << 20, "{before} {after}");
-        let error = resize_volume(root, path, 64 << 20).unwrap_err();
+        assert!(before < small << 20 && after > (large / 4 * 3) << 20, "{before} {after}");
+        let error = resize_volume(root, path, (2 * large) << 20).unwrap_err();
         assert!(matches!(error, VolumeError::System { .. }), "{error}");
         assert_eq!(total(root, path), after);
+    }
+
+    #[test]
+    fn an_ext4_grows() {
+        grows_with_its_disk_and_never_beyond(8, 32, "mkfs.ext4 -q disk 8M");
+    }
+
+    #[test]
+    fn an_xfs_grows() {
+        grows_with_its_disk_and_never_beyond(320, 1024, "mkfs.xfs -q -d size=320m disk");
     }
 
     #[test]

@@ -22,3 +22,4 @@ pub mod seccomp;
 pub mod swap;
 pub mod terminal;
 pub mod tsc;
+pub mod xfs;
