@@ -1,5 +1,6 @@
 //! Storages as a whole.
 
+use std::fs;
 use std::time::Duration;
 
 use super::*;

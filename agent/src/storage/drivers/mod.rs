@@ -1,0 +1,4 @@
+//! The drivers, one file each.
+
+pub mod ephemeral;
+pub mod local;
