@@ -225,13 +225,13 @@ impl Sandbox {
         while let Some(removed) = removals.join_next().await {
             result = result.and(removed.unwrap_or(Err(Error::Task)));
         }
-        let shared = std::mem::take(&mut *lock(&self.shared));
+        let (shared, mounts) = (std::mem::take(&mut *lock(&self.shared)), self.mounts.clone());
         let released = spawn_blocking(move || {
             let mut result = Ok(());
             for storages in shared.storages.into_iter().rev() {
                 result = result.and(storages.release()); // all of them, also after an error
             }
-            result
+            result.and(mounts.end())
         });
         result = result.and(released.await.map_err(|_| Error::Task)?.map_err(Error::from));
         tracing::info!("sandbox destroyed");

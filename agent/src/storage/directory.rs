@@ -1,6 +1,6 @@
 //! Directories that the host names, made and opened without following a link.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, chmodat, chownat, fstat, mkdirat, openat, openat2};
@@ -50,12 +50,34 @@ pub fn open_beneath(root: impl AsFd, path: &Path, flags: OFlags) -> Result<Owned
     Err(Errno::AGAIN)
 }
 
+/// Open what is at `path`, an absolute one, following no link: a place in the tree, not a way to read it.
+pub fn find(path: &Path) -> Result<OwnedFd, Errno> {
+    openat2(CWD, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+}
+
+/// A path that leads to `file` as long as it is open.
+pub fn proc_path(file: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
+}
+
 /// A place in the tree, not a way to read it.
 const FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// An open directory.
 #[derive(Debug)]
 pub struct Directory(OwnedFd);
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<Directory> for OwnedFd {
+    fn from(directory: Directory) -> OwnedFd {
+        directory.0
+    }
+}
 
 impl Directory {
     /// Open `path`, an absolute one, and make what of it is missing.
@@ -78,9 +100,20 @@ impl Directory {
         openat(CWD, path, FLAGS, Mode::empty()).map(Directory)
     }
 
+    /// Open `path`, an absolute one, which is there.
+    pub fn find(path: &Path) -> Result<Directory, Error> {
+        let found = find(path).and_then(|found| openat(found, ".", FLAGS, Mode::empty()));
+        found.map(Directory).map_err(|error| Error::system("open directory", path, error))
+    }
+
+    /// The same, to be read.
+    pub fn readable(&self) -> Result<OwnedFd, Errno> {
+        openat(&self.0, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    }
+
     /// A path that leads here as long as the directory is open.
     pub fn path(&self) -> String {
-        format!("/proc/self/fd/{}", self.0.as_fd().as_raw_fd())
+        proc_path(&self.0)
     }
 
     /// Give it the mode and the group that `options` ask for.

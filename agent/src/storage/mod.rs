@@ -10,9 +10,11 @@ mod drivers;
 mod flight;
 pub mod group;
 mod layers;
+mod mountinfo;
 mod mounts;
 mod options;
 mod overlay;
+mod ownership;
 pub mod place;
 pub mod pull;
 mod ready;
@@ -29,9 +31,9 @@ use tokio::task::spawn_blocking;
 
 use crate::device::Devices;
 use directory::Directory;
-use drivers::{ephemeral, local};
+use drivers::{bind, ephemeral, local, overlayfs, virtio_fs};
 use layers::Pulled;
-use options::Options;
+use options::{Data, Options};
 use pull::{PullError, Pulls};
 use undo::{Steps, Undo};
 
@@ -39,11 +41,14 @@ pub use drivers::ephemeral::update;
 pub use mounts::Mounts;
 
 /// The drivers there are, by name.
-pub const HANDLERS: &[&str] = &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL];
+pub const HANDLERS: &[&str] = &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL, VIRTIO_FS, OVERLAYFS, BIND];
 
 const IMAGE_GUEST_PULL: &str = "image_guest_pull";
 const EPHEMERAL: &str = "ephemeral";
 const LOCAL: &str = "local";
+const VIRTIO_FS: &str = "virtio-fs";
+const OVERLAYFS: &str = "overlayfs";
+const BIND: &str = "bind";
 
 /// The most storages of one request.
 const MAX_STORAGES: usize = 128;
@@ -74,6 +79,18 @@ pub enum Error {
         act: &'static str,
         /// On what.
         path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file system was not mounted.
+    #[error("mount {what:?} (type {kind}) on {at:?}")]
+    Mount {
+        /// A device, a tag, a directory.
+        what: PathBuf,
+        /// The type.
+        kind: String,
+        /// Where it was to be.
+        at: PathBuf,
         /// Why it failed.
         source: io::Error,
     },
@@ -114,6 +131,10 @@ impl Error {
     fn system(act: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Error {
         Error::System { act, path: path.into(), source: source.into() }
     }
+
+    fn mount(what: &Path, at: &Path, kind: &str, source: impl Into<io::Error>) -> Error {
+        Error::Mount { what: what.into(), kind: kind.into(), at: at.into(), source: source.into() }
+    }
 }
 
 /// For whom storages are prepared, and with what.
@@ -131,6 +152,13 @@ pub struct Context<'a> {
     pub devices: &'a Devices,
 }
 
+impl Context<'_> {
+    /// A directory for what is written, which nobody has had before. No container's name begins with a dot.
+    fn scratch(&self) -> PathBuf {
+        self.scratch.join(".storages").join(self.mounts.number().to_string())
+    }
+}
+
 /// Storages that are there. Dropping it undoes them.
 #[derive(Debug, Default)]
 pub struct Prepared {
@@ -146,8 +174,14 @@ pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prep
     for storage in storages {
         match storage.driver.as_str() {
             IMAGE_GUEST_PULL => prepared.pull(storage, context).await?,
-            EPHEMERAL => prepared.shared(storage, context, ephemeral::mount).await?,
+            EPHEMERAL => prepared.shared(storage, context, ephemeral::make).await?,
             LOCAL => prepared.shared(storage, context, local::make).await?,
+            VIRTIO_FS => prepared.shared(storage, context, virtio_fs::make).await?,
+            BIND => prepared.shared(storage, context, bind::make).await?,
+            OVERLAYFS => {
+                let scratch = context.scratch();
+                prepared.shared(storage, context, move |storage, at| overlayfs::make(storage, at, &scratch)).await?;
+            }
             _ => return Err(Error::Driver(storage.driver.chars().take(64).collect())),
         }
     }
@@ -185,7 +219,15 @@ impl Prepared {
         let at = checked_path(storage)?;
         let (mounts, storage) = (context.mounts.clone(), storage.clone());
         // Should nobody wait for it any more, the steps are dropped as soon as they are done.
-        let done = spawn_blocking(move || mounts.acquire(&storage, &at, || make(&storage, &at)));
+        let done = spawn_blocking(move || {
+            mounts.acquire(&storage, &at, || {
+                let steps = make(&storage, &at)?;
+                if let Some(group) = storage.fs_group.as_ref() {
+                    ownership::apply(&at, group, storage.options.iter().any(|option| option == "ro"))?;
+                }
+                Ok(steps)
+            })
+        });
         self.steps.append(done.await.map_err(|_| Error::Task)??);
         Ok(())
     }
@@ -217,12 +259,8 @@ impl Prepared {
     }
 }
 
-fn parse_options(storage: &Storage) -> Result<Options, Error> {
-    let mut options = Options::parse(&storage.options).map_err(|reason| invalid(storage, reason))?;
-    if let Some(group) = storage.fs_group.as_ref() {
-        options.group = Some(group.group_id);
-    }
-    Ok(options)
+fn parse_options(storage: &Storage, understood: Data) -> Result<Options, Error> {
+    Options::parse(&storage.options, understood).map_err(|reason| invalid(storage, reason))
 }
 
 fn checked_path(storage: &Storage) -> Result<PathBuf, Error> {

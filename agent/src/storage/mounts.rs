@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nacre_protocol::agent::Storage;
@@ -15,7 +16,10 @@ use super::{Error, invalid};
 
 /// The mount points of the whole agent.
 #[derive(Debug, Default)]
-pub struct Mounts(Mutex<HashMap<PathBuf, Arc<Mutex<Use>>>>);
+pub struct Mounts {
+    points: Mutex<HashMap<PathBuf, Arc<Mutex<Use>>>>,
+    numbers: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Use {
@@ -36,6 +40,11 @@ impl Mounts {
         Arc::default()
     }
 
+    /// A number that is given once.
+    pub(super) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Relaxed)
+    }
+
     /// One user more of `at`, for whom `make` makes it if nobody has yet. Blocks.
     pub(super) fn acquire(
         self: &Arc<Self>,
@@ -44,7 +53,7 @@ impl Mounts {
         make: impl FnOnce() -> Result<Steps, Error>,
     ) -> Result<Steps, Error> {
         loop {
-            let entry = lock(&self.0).entry(at.into()).or_default().clone();
+            let entry = lock(&self.points).entry(at.into()).or_default().clone();
             let mut used = lock(&entry);
             if used.gone {
                 continue;
@@ -69,7 +78,7 @@ impl Mounts {
 
     /// One user less. Blocks.
     pub(super) fn release(&self, at: &Path) -> Result<(), Error> {
-        let Some(entry) = lock(&self.0).get(at).cloned() else { return Ok(()) };
+        let Some(entry) = lock(&self.points).get(at).cloned() else { return Ok(()) };
         let mut used = lock(&entry);
         used.count = used.count.saturating_sub(1);
         if used.count > 0 || used.keep {
@@ -82,14 +91,26 @@ impl Mounts {
 
     /// Does `act` while the mount at `at` can't go, if it is one of this driver.
     pub(super) fn with<T>(&self, at: &Path, driver: &str, act: impl FnOnce() -> T) -> Option<T> {
-        let entry = lock(&self.0).get(at).cloned()?;
+        let entry = lock(&self.points).get(at).cloned()?;
         let used = lock(&entry);
         (used.steps.is_some() && used.driver == driver).then(act)
+    }
+
+    /// Undo what is kept: nobody comes any more. Blocks.
+    pub fn end(&self) -> Result<(), Error> {
+        let entries: Vec<_> = lock(&self.points).drain().collect();
+        let mut result = Ok(());
+        for (_, entry) in entries {
+            let mut used = lock(&entry);
+            used.gone = true;
+            result = result.and(used.steps.take().map_or(Ok(()), Steps::release));
+        }
+        result
     }
 
     /// Whoever waits for this one begins anew.
     fn forget(&self, at: &Path, used: &mut MutexGuard<'_, Use>) {
         used.gone = true;
-        lock(&self.0).remove(at);
+        lock(&self.points).remove(at);
     }
 }

@@ -1,6 +1,9 @@
 //! Mount options as hosts write them.
 
-use rustix::mount::MountFlags;
+use std::ffi::CString;
+
+use nacre_sys::mount::MountAttr;
+use rustix::mount::{MountAttrFlags, MountFlags};
 
 /// The most options of one storage.
 const MAX_OPTIONS: usize = 64;
@@ -18,8 +21,37 @@ const FLAGS: &[(&str, MountFlags)] = &[
     ("sync", MountFlags::SYNCHRONOUS),
 ];
 
-/// Options that ask for what is so anyway.
-const DEFAULTS: &[&str] = &["", "rw", "suid", "dev", "exec", "defaults", "async", "rprivate", "private"];
+/// Those that a mount has for itself.
+const ATTRIBUTES: &[(MountFlags, MountAttrFlags)] = &[
+    (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+    (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+    (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+    (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+    (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+    (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+];
+const ATIME: u64 = MountAttrFlags::MOUNT_ATTR__ATIME.bits() as u64;
+
+/// Options that ask for what is so anyway, or that say what the driver knows.
+const DEFAULTS: &[&str] = &[
+    "", "rw", "suid", "dev", "exec", "defaults", "async", "rprivate", "private", "bind", "rbind", "nofail", "_netdev",
+];
+
+/// What mount(2) takes of options: a page, and the byte that ends the string.
+pub const MAX_DATA: usize = 4095;
+
+/// Options of the agent's, which no file system is to see.
+const OURS: &[&str] = &["X-kata.", "io.katacontainers."];
+
+/// Which options are left to the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    /// Some of tmpfs's; mode and group are set without it.
+    Tmpfs,
+    /// Any that the kernel knows and that name no file.
+    Any,
+}
 
 /// Options that tmpfs understands.
 const TMPFS: &[&str] = &["size", "nr_blocks", "nr_inodes", "mode", "uid", "gid", "huge"];
@@ -37,22 +69,46 @@ pub struct Options {
     pub group: Option<u32>,
 }
 
+impl Default for Options {
+    fn default() -> Options {
+        Options { flags: MountFlags::empty(), data: String::new(), mode: None, group: None }
+    }
+}
+
 impl Options {
     /// Judge `options`.
-    pub fn parse(options: &[String]) -> Result<Options, String> {
+    pub fn parse(options: &[String], understood: Data) -> Result<Options, String> {
         if options.len() > MAX_OPTIONS {
             return Err(format!("{} options; at most {MAX_OPTIONS} are taken", options.len()));
         }
-        let mut parsed = Options { flags: MountFlags::empty(), data: String::new(), mode: None, group: None };
-        for option in options.iter().flat_map(|option| option.split(',')) {
+        let mut parsed = Options::default();
+        let theirs = options.iter().filter(|option| !OURS.iter().any(|prefix| option.starts_with(prefix)));
+        for option in theirs.flat_map(|option| option.split(',')) {
             parsed
-                .add(option)
+                .add(option, understood)
                 .map_err(|reason| format!("option {:?} {reason}", option.chars().take(64).collect::<String>()))?;
+        }
+        if parsed.data.len() > MAX_DATA {
+            return Err(format!("{} bytes of options; at most {MAX_DATA} are taken", parsed.data.len()));
         }
         Ok(parsed)
     }
 
-    fn add(&mut self, option: &str) -> Result<(), &'static str> {
+    /// For mount(2).
+    pub fn data(&self) -> CString {
+        CString::new(self.data.as_str()).unwrap_or_default() // it holds no NUL
+    }
+
+    /// For mount_setattr(2).
+    pub fn attributes(&self) -> MountAttr {
+        let wanted = ATTRIBUTES.iter().filter(|(flag, _)| self.flags.contains(*flag));
+        let set = wanted.fold(0, |set, (_, attribute)| set | u64::from(attribute.bits()));
+        // What is said of access times replaces what was.
+        let clear = if set & ATIME == 0 { 0 } else { ATIME };
+        MountAttr { set, clear, propagation: 0 }
+    }
+
+    fn add(&mut self, option: &str, understood: Data) -> Result<(), &'static str> {
         if let Some((_, flag)) = FLAGS.iter().find(|(name, _)| *name == option) {
             self.flags |= *flag;
             return Ok(());
@@ -60,19 +116,30 @@ impl Options {
         if DEFAULTS.contains(&option) {
             return Ok(());
         }
+        if understood == Data::Any {
+            if !option.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-=.:%".contains(&byte)) {
+                return Err("is not known");
+            }
+            self.leave(option);
+            return Ok(());
+        }
         let (key, value) = option.split_once('=').ok_or("is not known")?;
         match key {
             "fsgid" => self.group = Some(value.parse().map_err(|_| "names no group number")?),
             "mode" => self.mode = Some(mode(value)?),
             _ if TMPFS.contains(&key) && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '%') => {
-                if !self.data.is_empty() {
-                    self.data.push(',');
-                }
-                self.data.push_str(option);
+                self.leave(option);
             }
             _ => return Err("is not known"),
         }
         Ok(())
+    }
+
+    fn leave(&mut self, option: &str) {
+        if !self.data.is_empty() {
+            self.data.push(',');
+        }
+        self.data.push_str(option);
     }
 }
 
@@ -88,7 +155,7 @@ mod tests {
     use super::*;
 
     fn parse(options: &[&str]) -> Result<Options, String> {
-        Options::parse(&options.iter().map(|o| (*o).to_string()).collect::<Vec<_>>())
+        Options::parse(&options.iter().map(|o| (*o).to_string()).collect::<Vec<_>>(), Data::Tmpfs)
     }
 
     #[test]
@@ -105,5 +172,23 @@ mod tests {
             assert!(parse(&[bad]).unwrap_err().contains("option"), "{bad}");
         }
         assert!(parse(&["ro"; MAX_OPTIONS + 1]).is_err());
+    }
+
+    #[test]
+    fn a_file_system_gets_what_it_may_know_and_no_file_by_name() {
+        let any = |option: &str| Options::parse(&[option.to_string()], Data::Any);
+        let options = any("ro,data=ordered,discard,commit=5").unwrap();
+        assert_eq!((options.flags, options.data.as_str()), (MountFlags::RDONLY, "data=ordered,discard,commit=5"));
+        assert_eq!(any("X-kata.multi-layer=true").unwrap().data, "");
+        for bad in ["journal_path=/dev/vda", "lowerdir+=proc", "a b", "a\0b", &format!("a={}", "x".repeat(MAX_DATA))] {
+            assert!(any(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn attributes_of_access_times_replace_others() {
+        let attributes = parse(&["ro", "noatime"]).unwrap().attributes();
+        assert_eq!((attributes.set, attributes.clear), (0x11, 0x70));
+        assert!(parse(&["rw", "relatime", "sync"]).unwrap().attributes().is_empty());
     }
 }

@@ -8,17 +8,24 @@ use std::path::{Path, PathBuf};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen, move_mount,
 };
 
 use super::Error;
 use super::directory::Directory;
+use super::options::{MAX_DATA, Options};
 
-/// What mount(2) takes of options: a page, and the byte that ends the string.
-const MAX_DATA: usize = 4095;
+/// Where an overlay is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Writable<'a> {
+    /// What is written.
+    pub upper: &'a Directory,
+    /// What overlayfs needs for it, on the same file system.
+    pub work: &'a Directory,
+}
 
-/// Mount `layers`, the lowest first, on `target`; what is written goes to directories made in `scratch`, which is `scratch_path`.
+/// Mount an image's `layers`, the lowest first, on `target`; what is written goes to directories made in `scratch`, which is `scratch_path`.
 pub fn mount(
     layers: &[PathBuf],
     scratch: &Directory,
@@ -26,37 +33,62 @@ pub fn mount(
     target: &Directory,
     mount_point: &Path,
 ) -> Result<(), Error> {
-    let (upper, work, nothing) = (scratch_path.join("upper"), scratch_path.join("work"), scratch_path.join("nothing"));
-    for directory in [&upper, &work, &nothing] {
-        let made = fs::create_dir(Path::new(&scratch.path()).join(directory.file_name().unwrap_or_default()));
-        made.map_err(|error| Error::system("make directory", directory, error))?;
-    }
+    let made = |name: &str| {
+        fs::create_dir(Path::new(&scratch.path()).join(name))
+            .map_err(|error| Error::system("make directory", scratch_path.join(name), error))?;
+        Directory::find(&scratch_path.join(name))
+    };
+    let (upper, work, nothing) = (made("upper")?, made("work")?, made("nothing")?);
+    let failed = |error| Error::system("mount the image's layers (type overlay) on", mount_point, error);
+    // A worker that an image has taken over may have left a link in a layer's place.
+    let open = layers.iter().rev().map(|layer| Directory::open(layer)).collect::<Result<Vec<_>, _>>();
+    let mut lower = open.map_err(|error| failed(error.into()))?;
     // An image without layers is legal, an overlay without lower directories is not.
-    let lower: Vec<&Path> = match layers {
-        [] => vec![&nothing],
-        layers => layers.iter().rev().map(PathBuf::as_path).collect(),
-    };
-    let mounted = match by_parts(&lower, &upper, &work, target) {
-        // Before Linux 6.7 there is no `lowerdir+`.
-        Err(Errno::INVAL | Errno::NOSYS) => at_once(&lower, scratch, target),
-        other => other.map_err(io::Error::from),
-    };
-    mounted.map_err(|error| Error::system("mount the image's layers (type overlay) on", mount_point, error))
+    if lower.is_empty() {
+        lower.push(nothing);
+    }
+    join(&lower, Some(Writable { upper: &upper, work: &work }), target, &Options::default()).map_err(failed)
 }
 
-/// One call for each layer, so that there may be as many as an overlay takes: 500.
-fn by_parts(lower: &[&Path], upper: &Path, work: &Path, target: &Directory) -> Result<(), Errno> {
+/// Mount directories on `target`, the uppermost first.
+pub fn join(
+    lower: &[Directory],
+    writable: Option<Writable<'_>>,
+    target: &Directory,
+    options: &Options,
+) -> io::Result<()> {
+    match by_parts(lower, writable, target, options) {
+        // Before Linux 6.7 there is no `lowerdir+`.
+        Err(Errno::INVAL | Errno::NOSYS) => at_once(lower, writable, target, options),
+        other => other.map_err(io::Error::from),
+    }
+}
+
+/// One call for each directory, so that there may be as many as an overlay takes: 500.
+fn by_parts(
+    lower: &[Directory],
+    writable: Option<Writable<'_>>,
+    target: &Directory,
+    options: &Options,
+) -> Result<(), Errno> {
     let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&overlay, "source", "overlay")?;
     for layer in lower {
-        // A worker that an image has taken over may have left a link in its place.
-        let layer = Directory::open(layer)?;
         fsconfig_set_string(&overlay, "lowerdir+", layer.path())?;
     }
-    fsconfig_set_string(&overlay, "upperdir", upper)?;
-    fsconfig_set_string(&overlay, "workdir", work)?;
+    if let Some(Writable { upper, work }) = writable {
+        fsconfig_set_string(&overlay, "upperdir", upper.path())?;
+        fsconfig_set_string(&overlay, "workdir", work.path())?;
+    }
+    for option in options.data.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&overlay, key, value)?,
+            None => fsconfig_set_flag(&overlay, option)?,
+        }
+    }
     fsconfig_create(&overlay)?;
-    let mount = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let attributes = MountAttrFlags::from_bits_retain(options.attributes().set as u32);
+    let mount = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     move_mount(
         &mount,
         "",
@@ -66,33 +98,41 @@ fn by_parts(lower: &[&Path], upper: &Path, work: &Path, target: &Directory) -> R
     )
 }
 
-/// One string for all layers. Each is named by a descriptor: such names are short, and hold no colon or comma that would end them.
-fn at_once(lower: &[&Path], scratch: &Directory, target: &Directory) -> io::Result<()> {
-    let scratch = scratch.path();
-    let rest = format!(",upperdir={scratch}/upper,workdir={scratch}/work");
-    let (mut data, mut open) = (String::from("lowerdir="), Vec::new());
-    for layer in lower {
-        let layer = Directory::open(layer)?;
-        if !open.is_empty() {
+/// One string for all directories. Each is named by a descriptor: such names are short, and hold no colon or comma that would end them.
+fn at_once(
+    lower: &[Directory],
+    writable: Option<Writable<'_>>,
+    target: &Directory,
+    options: &Options,
+) -> io::Result<()> {
+    let mut rest = String::new();
+    if let Some(Writable { upper, work }) = writable {
+        rest = format!(",upperdir={},workdir={}", upper.path(), work.path());
+    }
+    if !options.data.is_empty() {
+        rest = format!("{rest},{}", options.data);
+    }
+    let mut data = String::from("lowerdir=");
+    for (count, layer) in lower.iter().enumerate() {
+        if count > 0 {
             data.push(':');
         }
         data.push_str(&layer.path());
         if data.len() + rest.len() > MAX_DATA {
-            let (wanted, most) = (lower.len(), open.len());
-            let reason = format!("the image has {wanted} layers, this kernel mounts {most} (Linux 6.7 and later: 500)");
+            let wanted = lower.len();
+            let reason = format!("there are {wanted} layers, this kernel mounts {count} (Linux 6.7 and later: 500)");
             return Err(io::Error::new(io::ErrorKind::ArgumentListTooLong, reason));
         }
-        open.push(layer);
     }
     let data = CString::new(data + &rest)?;
-    Ok(rustix::mount::mount("overlay", target.path(), "overlay", MountFlags::empty(), data.as_c_str())?)
+    Ok(rustix::mount::mount("overlay", target.path(), "overlay", options.flags, data.as_c_str())?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use nix::sched::{CloneFlags, unshare};
-    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount_change};
 
     /// A place for layers, and where to mount them.
     struct Place {
@@ -133,11 +173,10 @@ mod tests {
         }
 
         fn mount_at_once(&self, layers: &[PathBuf]) -> io::Result<()> {
-            for name in ["upper", "work"] {
-                fs::create_dir(self.dir.join("scratch").join(name)).unwrap();
-            }
-            let lower: Vec<&Path> = layers.iter().rev().map(PathBuf::as_path).collect();
-            at_once(&lower, &self.scratch, &self.target)
+            let made = |name| Directory::make(&self.dir.join("scratch").join(name)).unwrap();
+            let (upper, work) = (made("upper"), made("work"));
+            let lower: Vec<_> = layers.iter().rev().map(|layer| Directory::open(layer).unwrap()).collect();
+            at_once(&lower, Some(Writable { upper: &upper, work: &work }), &self.target, &Options::default())
         }
     }
 
@@ -182,7 +221,7 @@ mod tests {
         });
         on_tmpfs("a", |place| {
             let error = place.mount_at_once(&place.layers(240)).unwrap_err().to_string();
-            assert!(error.contains("has 240 layers, this kernel mounts 2"), "{error}");
+            assert!(error.contains("are 240 layers, this kernel mounts 2"), "{error}");
         });
     }
 
@@ -200,10 +239,7 @@ mod tests {
         on_tmpfs("a", |place| {
             let link = place.dir.join("link");
             std::os::unix::fs::symlink("/etc", &link).unwrap();
-            assert!(place.mount(std::slice::from_ref(&link)).is_err());
-            fs::remove_dir_all(place.dir.join("scratch/upper")).unwrap();
-            fs::remove_dir_all(place.dir.join("scratch/work")).unwrap();
-            assert!(place.mount_at_once(&[link]).is_err());
+            assert!(place.mount(&[link]).is_err());
         });
     }
 

@@ -1,7 +1,15 @@
 //! Storages as a whole.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
+
+use nacre_protocol::agent::FSGroup;
+use nacre_protocol::types::FSGroupChangePolicy;
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_change};
 
 use super::*;
 
@@ -20,9 +28,9 @@ async fn try_prepare(storages: &[Storage]) -> Result<Prepared, Error> {
 
 #[tokio::test]
 async fn an_unknown_driver_is_named() {
-    let error = try_prepare(&[storage("nvdimm", "/a")]).await.unwrap_err();
+    let error = try_prepare(&[storage("blk-ccw", "/a")]).await.unwrap_err();
     assert!(error.is_unimplemented());
-    assert!(error.to_string().contains("\"nvdimm\""), "{error}");
+    assert!(error.to_string().contains("\"blk-ccw\""), "{error}");
 }
 
 #[tokio::test]
@@ -42,7 +50,7 @@ async fn a_local_directory_goes_with_its_last_user() {
     let (mounts, pulls, devices) = (Mounts::new(), Pulls::for_tests(), Devices::new(Duration::ZERO));
     let first = prepare(std::slice::from_ref(&wanted), &context(&mounts, &pulls, &devices)).await.unwrap();
     let second = prepare(&[wanted], &context(&mounts, &pulls, &devices)).await.unwrap();
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&point).unwrap().permissions()) & 0o7777, 0o750);
+    assert_eq!(fs::metadata(&point).unwrap().mode() & 0o7777, 0o750);
     first.release().unwrap();
     assert!(point.exists());
     drop(second);
@@ -52,7 +60,7 @@ async fn a_local_directory_goes_with_its_last_user() {
 #[tokio::test]
 async fn a_link_in_a_mount_point_is_not_followed() {
     let dir = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink("/etc", dir.path().join("link")).unwrap();
+    symlink("/etc", dir.path().join("link")).unwrap();
     let point = dir.path().join("link/x");
     assert!(try_prepare(&[storage("local", point.to_str().unwrap())]).await.is_err());
 }
@@ -61,6 +69,232 @@ async fn a_link_in_a_mount_point_is_not_followed() {
 async fn what_was_prepared_before_an_error_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     let point = dir.path().join("a");
-    assert!(try_prepare(&[storage("local", point.to_str().unwrap()), storage("blk", "/b")]).await.is_err());
+    assert!(try_prepare(&[storage("local", point.to_str().unwrap()), storage("blk-ccw", "/b")]).await.is_err());
     assert!(!point.exists());
+}
+
+/// A place for storages on a tmpfs, in a mount namespace of the test's own.
+struct World {
+    dir: PathBuf,
+    scratch: PathBuf,
+    mounts: Arc<Mounts>,
+    pulls: Arc<Pulls>,
+    devices: Devices,
+}
+
+impl World {
+    /// Run `test`, or say why not.
+    fn enter(test: impl AsyncFnOnce(&World) + Send) {
+        let dir = tempfile::tempdir().unwrap();
+        let run = || {
+            // Only this thread moves, with those that it starts, and it ends with the test.
+            if let Err(error) = unshare(CloneFlags::CLONE_NEWNS) {
+                return println!("skipped: unshare(CLONE_NEWNS): {error}");
+            }
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            rustix::mount::mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), c"").unwrap();
+            let (dir, scratch) = (dir.path().to_path_buf(), dir.path().join("scratch"));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let devices = Devices::new(Duration::from_secs(1));
+                let world = World { dir, scratch, mounts: Mounts::new(), pulls: Pulls::for_tests(), devices };
+                test(&world).await;
+                let left: Vec<_> =
+                    mountinfo::all().unwrap().into_iter().filter(|m| m.at.starts_with(&world.dir)).collect();
+                assert_eq!(left.len(), 1, "{left:?}");
+            });
+        };
+        std::thread::scope(|scope| scope.spawn(run).join().unwrap());
+    }
+
+    async fn prepare(&self, storages: &[Storage]) -> Result<Prepared, Error> {
+        let World { scratch, mounts, pulls, devices, .. } = self;
+        let context = Context { owner: "c", scratch, mounts, pulls, devices };
+        prepare(storages, &context).await
+    }
+
+    fn storage(&self, driver: &str, at: &str) -> Storage {
+        storage(driver, self.dir.join(at).to_str().unwrap())
+    }
+
+    /// Directories, each with a file of its own name that says it.
+    fn directory(&self, name: &str) -> String {
+        fs::create_dir(self.dir.join(name)).unwrap();
+        fs::write(self.dir.join(name).join(name), name).unwrap();
+        self.dir.join(name).to_str().unwrap().into()
+    }
+
+    fn left(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn an_overlay_is_written_where_the_guest_keeps_it_and_leaves_nothing() {
+    World::enter(async |world| {
+        let (a, b) = (world.directory("a"), world.directory("b"));
+        let mut wanted = world.storage("overlayfs", "root");
+        wanted.options = vec![format!("lowerdir={a}:{b}"), "io.katacontainers.fs-opt.overlay-rw".into()];
+        let made = world.dir.join("made").to_str().unwrap().to_string();
+        wanted.driver_options = vec![format!("io.katacontainers.volume.overlayfs.create_directory={made}")];
+        let prepared = world.prepare(&[wanted]).await.unwrap();
+        let root = world.dir.join("root");
+        assert_eq!(fs::read_to_string(root.join("a")).unwrap() + &fs::read_to_string(root.join("b")).unwrap(), "ab");
+        fs::write(root.join("new"), "new").unwrap();
+        assert!(Path::new(&made).exists() && !Path::new(&a).join("new").exists());
+        prepared.release().unwrap();
+        assert_eq!(world.left(), ["a", "b", "scratch"]);
+        assert!(fs::read_dir(world.scratch.join(".storages")).unwrap().next().is_none());
+    });
+}
+
+#[test]
+fn a_file_is_bound_read_only_and_a_link_is_not_followed() {
+    World::enter(async |world| {
+        let source = world.directory("a") + "/a";
+        let mut wanted = world.storage("bind", "here/file");
+        wanted.source = source.clone();
+        wanted.options = vec!["bind".into(), "ro".into()];
+        let prepared = world.prepare(std::slice::from_ref(&wanted)).await.unwrap();
+        let at = world.dir.join("here/file");
+        assert_eq!(fs::read_to_string(&at).unwrap(), "a");
+        assert_eq!(fs::write(&at, "").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        prepared.release().unwrap();
+        assert!(!at.exists() && fs::read_to_string(&source).unwrap() == "a");
+        symlink(&source, world.dir.join("link")).unwrap();
+        wanted.source = world.dir.join("link").to_str().unwrap().into();
+        wanted.driver = "virtio-fs".into();
+        wanted.fstype = "bind".into();
+        assert!(world.prepare(&[wanted]).await.is_err());
+        assert!(!at.exists());
+    });
+}
+
+#[test]
+fn what_several_name_is_mounted_once_and_nobody_gets_what_another_has_mounted() {
+    World::enter(async |world| {
+        let mut wanted = world.storage("ephemeral", "shm");
+        wanted.source = "shm".into();
+        wanted.options = vec!["size=1M".into()];
+        let one = world.prepare(std::slice::from_ref(&wanted)).await.unwrap();
+        fs::write(world.dir.join("shm/x"), "").unwrap();
+        let two = world.prepare(std::slice::from_ref(&wanted)).await.unwrap();
+        one.release().unwrap();
+        assert!(world.dir.join("shm/x").exists());
+        let mut other = wanted.clone();
+        other.source = "other".into();
+        assert!(world.prepare(&[other]).await.unwrap_err().is_invalid());
+        two.release().unwrap();
+        assert_eq!(world.left(), [""; 0]);
+        wanted.shared = true;
+        world.prepare(std::slice::from_ref(&wanted)).await.unwrap().release().unwrap();
+        assert_eq!(world.left(), ["shm"]);
+        world.mounts.end().unwrap();
+        assert_eq!(world.left(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_failure_half_way_leaves_nothing() {
+    World::enter(async |world| {
+        let a = world.directory("a");
+        let mut overlay = world.storage("overlayfs", "root");
+        overlay.options = vec![format!("lowerdir={a}:{a}missing"), "io.katacontainers.fs-opt.overlay-rw".into()];
+        let mut share = world.storage("virtio-fs", "share");
+        (share.source, share.fstype) = ("noSuchTag".into(), "virtiofs".into());
+        let mut bad_group = world.storage("ephemeral", "group");
+        bad_group.options = vec!["ro".into()];
+        bad_group.fs_group = Some(FSGroup { group_id: 7, ..FSGroup::new() }).into();
+        for (bad, expected) in [(overlay, "open directory"), (share, "noSuchTag"), (bad_group, "give to its group")] {
+            let error = world.prepare(&[world.storage("ephemeral", "tmp"), bad]).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(world.left().into_iter().filter(|name| name != "scratch").collect::<Vec<_>>(), ["a"]);
+        }
+        assert!(fs::read_dir(world.scratch.join(".storages")).unwrap().next().is_none());
+    });
+}
+
+#[test]
+fn a_volumes_files_are_its_groups_and_nothing_else_is() {
+    World::enter(async |world| {
+        let volume = PathBuf::from(world.directory("volume"));
+        let outside = PathBuf::from(world.directory("outside"));
+        fs::create_dir_all(volume.join("deep/er")).unwrap();
+        fs::create_dir(volume.join("other")).unwrap();
+        fs::set_permissions(volume.join("volume"), fs::Permissions::from_mode(0o4751)).unwrap();
+        symlink(outside.join("outside"), volume.join("link")).unwrap();
+        symlink(&outside, volume.join("deep/link")).unwrap();
+        rustix::mount::mount("tmpfs", volume.join("other"), "tmpfs", MountFlags::empty(), c"").unwrap();
+        let mut group = FSGroup { group_id: 4711, ..FSGroup::new() };
+        ownership::apply(&volume, &group, false).unwrap();
+        let is = |path: &Path| fs::symlink_metadata(path).map(|file| (file.gid(), file.mode() & 0o7777)).unwrap();
+        assert_eq!(is(&volume), (4711, 0o2775));
+        assert_eq!(is(&volume.join("deep/er")), (4711, 0o2775));
+        assert_eq!(is(&volume.join("volume")), (4711, 0o771));
+        assert_eq!(is(&volume.join("link")).0, 4711);
+        for untouched in [outside.clone(), outside.join("outside"), volume.join("other")] {
+            assert_eq!(is(&untouched).0, 0, "{untouched:?}");
+        }
+        // The root says that it has been done: nobody looks further, unless always asked to.
+        fs::write(volume.join("new"), "").unwrap();
+        std::os::unix::fs::chown(volume.join("new"), None, Some(1)).unwrap();
+        group.group_change_policy = FSGroupChangePolicy::OnRootMismatch.into();
+        ownership::apply(&volume, &group, false).unwrap();
+        assert_eq!(is(&volume.join("new")).0, 1);
+        group.group_change_policy = FSGroupChangePolicy::Always.into();
+        ownership::apply(&volume, &group, true).unwrap();
+        assert_eq!(is(&volume.join("new")), (4711, 0o644));
+        rustix::mount::unmount(volume.join("other"), rustix::mount::UnmountFlags::empty()).unwrap();
+    });
+}
+
+#[test]
+fn huge_pages_are_reserved_for_as_long_as_they_are_mounted() {
+    let pages = || fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
+    let Ok(before) = pages() else { return println!("skipped: the kernel has no huge pages of 2 MiB") };
+    World::enter(async |world| {
+        let mut wanted = world.storage("ephemeral", "huge");
+        wanted.fstype = "hugetlbfs".into();
+        wanted.options = vec!["pagesize=2M".into(), "size=4194304".into(), "mode=700".into()];
+        let prepared = match world.prepare(std::slice::from_ref(&wanted)).await {
+            Err(error) if error.to_string().contains("reserve") => {
+                return println!("skipped: {}", crate::chain(&error));
+            }
+            prepared => prepared.unwrap(),
+        };
+        let number = |text: &str| text.trim().parse::<u64>().unwrap();
+        assert_eq!(number(&pages().unwrap()), number(&before) + 2);
+        let mounted = mountinfo::all().unwrap().into_iter().rfind(|mounted| mounted.at == world.dir.join("huge"));
+        assert_eq!(mounted.unwrap().kind, "hugetlbfs");
+        prepared.release().unwrap();
+        assert_eq!(pages().unwrap(), before);
+        wanted.options = vec!["pagesize=2M".into(), "size=1048576G".into()];
+        assert!(world.prepare(&[wanted]).await.is_err());
+        assert_eq!(pages().unwrap(), before);
+    });
+}
+
+#[test]
+fn who_comes_second_waits_for_the_first_and_makes_it_when_that_fails() {
+    let (mounts, made, barrier) = (Mounts::new(), AtomicUsize::new(0), Barrier::new(8));
+    let wanted = storage("local", "/a");
+    let one = || {
+        barrier.wait();
+        let make = || match made.fetch_add(1, SeqCst) {
+            0 => Err(Error::Task),
+            _ => Ok(Steps::default()),
+        };
+        mounts.acquire(&wanted, Path::new("/a"), make)
+    };
+    std::thread::scope(|scope| {
+        let users: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+        let users: Vec<_> = users.into_iter().map(|user| user.join().unwrap()).collect();
+        assert_eq!(users.iter().filter(|user| user.is_ok()).count(), 7);
+    });
+    // One failed, one made it, and the last of them was its end.
+    assert_eq!(made.load(SeqCst), 2);
+    assert!(mounts.with(Path::new("/a"), "local", || ()).is_none());
 }

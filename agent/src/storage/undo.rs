@@ -32,6 +32,8 @@ pub enum Undo {
     Tree(PathBuf),
     /// A directory that was made to be mounted on, empty again.
     Empty(PathBuf),
+    /// A file that was made to be mounted on, empty again.
+    EmptyFile(PathBuf),
     /// A value whose drop undoes it.
     Value(Box<dyn fmt::Debug + Send + Sync>),
 }
@@ -83,6 +85,10 @@ impl Undo {
             },
             Undo::Empty(path) => {
                 let _ = fs::remove_dir(&path); // the host may have put something else there; then it stays
+                Ok(())
+            }
+            Undo::EmptyFile(path) => {
+                let _ = fs::metadata(&path).is_ok_and(|file| file.len() == 0).then(|| fs::remove_file(&path));
                 Ok(())
             }
             Undo::Tree(path) => match fs::remove_dir_all(&path) {

@@ -1,4 +1,32 @@
 //! The drivers, one file each.
 
+pub mod bind;
 pub mod ephemeral;
+pub mod hugetlb;
 pub mod local;
+pub mod overlayfs;
+pub mod virtio_fs;
+
+use std::path::Path;
+
+use super::Error;
+use super::directory::Directory;
+use super::options::Options;
+use super::undo::{Steps, Undo};
+
+/// Mount `source` on `at`, a directory that is made if it is missing. Blocks.
+fn mount(source: &Path, at: &Path, kind: &str, options: &Options) -> Result<Steps, Error> {
+    let mut steps = Steps::default();
+    let target = Directory::make(at)?;
+    steps.push(Undo::Empty(at.into()));
+    rustix::mount::mount(source, target.path(), kind, options.flags, options.data().as_c_str())
+        .map_err(|error| Error::mount(source, at, kind, error))?;
+    steps.push(Undo::Mount(at.into()));
+    Ok(steps)
+}
+
+/// Give the root of what is mounted on `at` the mode and the group that are asked for.
+fn own(options: &Options, at: &Path) -> Result<(), Error> {
+    // Opened anew, as the mount covers the directory.
+    Directory::make(at)?.own(options, at)
+}
