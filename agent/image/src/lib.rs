@@ -29,7 +29,7 @@ mod frames;
 mod stream;
 mod unpack;
 
-mod erofs;
+pub mod erofs;
 pub mod ready;
 pub mod seal;
 pub mod verity;

@@ -8,6 +8,7 @@ pub mod directory;
 mod disks;
 mod drivers;
 mod flight;
+mod gpt;
 pub mod group;
 mod layers;
 mod mountinfo;
@@ -20,6 +21,7 @@ pub mod pull;
 mod ready;
 pub mod rules;
 mod undo;
+mod verity;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,11 +31,13 @@ use nacre_protocol::agent::Storage;
 use nacre_pull::Image;
 use tokio::task::spawn_blocking;
 
-use crate::device::Devices;
+use crate::device::{self, Devices};
 use directory::Directory;
-use drivers::{bind, ephemeral, local, overlayfs, virtio_fs};
+use drivers::multi_layer::{self, Group};
+use drivers::{bind, block, ephemeral, local, overlayfs, virtio_fs};
 use layers::Pulled;
 use options::{Data, Options};
+use place::DeviceError;
 use pull::{PullError, Pulls};
 use undo::{Steps, Undo};
 
@@ -41,7 +45,8 @@ pub use drivers::ephemeral::update;
 pub use mounts::Mounts;
 
 /// The drivers there are, by name.
-pub const HANDLERS: &[&str] = &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL, VIRTIO_FS, OVERLAYFS, BIND];
+pub const HANDLERS: &[&str] =
+    &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL, VIRTIO_FS, OVERLAYFS, BIND, BLK, MMIOBLK, SCSI, NVDIMM, EROFS_MULTI_LAYER];
 
 const IMAGE_GUEST_PULL: &str = "image_guest_pull";
 const EPHEMERAL: &str = "ephemeral";
@@ -49,6 +54,11 @@ const LOCAL: &str = "local";
 const VIRTIO_FS: &str = "virtio-fs";
 const OVERLAYFS: &str = "overlayfs";
 const BIND: &str = "bind";
+const BLK: &str = "blk";
+const MMIOBLK: &str = "mmioblk";
+const SCSI: &str = "scsi";
+const NVDIMM: &str = "nvdimm";
+const EROFS_MULTI_LAYER: &str = "erofs.multi-layer";
 
 /// The most storages of one request.
 const MAX_STORAGES: usize = 128;
@@ -97,6 +107,12 @@ pub enum Error {
     /// The image was not pulled.
     #[error(transparent)]
     Pull(#[from] PullError),
+    /// A disk was not found.
+    #[error(transparent)]
+    Device(#[from] device::Error),
+    /// A disk was not made ready to be mounted.
+    #[error(transparent)]
+    Prepare(#[from] DeviceError),
     /// A task of ours was ended.
     #[error("a task was ended before it was done")]
     Task,
@@ -105,7 +121,7 @@ pub enum Error {
 impl Error {
     /// Whether the request itself is at fault.
     pub fn is_invalid(&self) -> bool {
-        matches!(self, Error::Invalid { .. })
+        matches!(self, Error::Invalid { .. }) || matches!(self, Error::Device(error) if error.is_invalid())
     }
 
     /// Whether the agent does not offer what is asked for.
@@ -120,7 +136,11 @@ impl Error {
 
     /// Whether time ran out.
     pub fn is_deadline(&self) -> bool {
-        matches!(self, Error::Pull(PullError::Deadline { .. }))
+        match self {
+            Error::Pull(error) => matches!(error, PullError::Deadline { .. }),
+            Error::Device(error) => error.is_deadline(),
+            _ => false,
+        }
     }
 
     /// Whether too much is being done already.
@@ -171,8 +191,11 @@ pub struct Prepared {
 pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prepared, Error> {
     let mut prepared = Prepared::default();
     check_count(storages)?;
+    let mut layers: Vec<Storage> = storages.iter().filter(|storage| multi_layer::is_member(storage)).cloned().collect();
     for storage in storages {
         match storage.driver.as_str() {
+            // All of them where the first one stands.
+            _ if multi_layer::is_member(storage) => prepared.layers(std::mem::take(&mut layers), context).await?,
             IMAGE_GUEST_PULL => prepared.pull(storage, context).await?,
             EPHEMERAL => prepared.shared(storage, context, ephemeral::make).await?,
             LOCAL => prepared.shared(storage, context, local::make).await?,
@@ -182,6 +205,7 @@ pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prep
                 let scratch = context.scratch();
                 prepared.shared(storage, context, move |storage, at| overlayfs::make(storage, at, &scratch)).await?;
             }
+            BLK | MMIOBLK | SCSI | NVDIMM => prepared.block(storage, context).await?,
             _ => return Err(Error::Driver(storage.driver.chars().take(64).collect())),
         }
     }
@@ -232,6 +256,29 @@ impl Prepared {
         Ok(())
     }
 
+    async fn block(&mut self, storage: &Storage, context: &Context<'_>) -> Result<(), Error> {
+        let disk = context.devices.block(&block::locator(storage)?).await?.node;
+        let name = format!("volume-{}", context.mounts.number());
+        self.shared(storage, context, move |storage, at| block::make(storage, at, &disk, &name)).await
+    }
+
+    async fn layers(&mut self, members: Vec<Storage>, context: &Context<'_>) -> Result<(), Error> {
+        let Some(first) = members.first().cloned() else { return Ok(()) };
+        let mut found = Vec::with_capacity(members.len());
+        for member in members {
+            if member.mount_point != first.mount_point {
+                return Err(invalid(&member, "the layers of a container have one mount point"));
+            }
+            let disk = match multi_layer::is_in_memory(&member) {
+                true => PathBuf::new(),
+                false => context.devices.block(&block::locator(&member)?).await?.node,
+            };
+            found.push((member, disk));
+        }
+        let (group, scratch, mounts) = (Group::new(found)?, context.scratch(), context.mounts.clone());
+        self.shared(&first, context, move |_, at| group.make(at, &scratch, &mounts)).await
+    }
+
     async fn pull(&mut self, storage: &Storage, context: &Context<'_>) -> Result<(), Error> {
         if self.pulled.is_some() {
             return Err(invalid(storage, "a container has one image"));
@@ -272,5 +319,7 @@ fn invalid(storage: &Storage, reason: impl Into<String>) -> Error {
     Error::Invalid { driver: short(&storage.driver), mount_point: short(&storage.mount_point), reason: reason.into() }
 }
 
+#[cfg(test)]
+mod block_tests;
 #[cfg(test)]
 mod tests;

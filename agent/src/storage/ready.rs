@@ -19,11 +19,12 @@ use std::sync::{Arc, Mutex};
 
 use nacre_protocol::disk::LAYER_SERIAL;
 use nacre_pull::ready::Verity;
-use nacre_sys::device_mapper::{self, Mapped, Target};
+use nacre_sys::device_mapper::Mapped;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::disks::{self, Disk, SECTOR};
+use super::disks::{self, Disk};
 use super::pull::lock;
+use super::verity;
 
 /// The most disks that are looked at. A machine has no room for more.
 const MAX_DISKS: usize = 64;
@@ -131,9 +132,7 @@ impl Disks {
             return Err(Error::TooSmall { disk, found, wanted: verity.bytes() });
         }
         let name = format!("layer-{serial}-{}", self.made.fetch_add(1, Relaxed));
-        let (parameters, sectors) = (table(&disk, verity), verity.blocks * nacre_pull::verity::BLOCK as u64 / SECTOR);
-        let target = Target { sectors, kind: "verity", parameters: &parameters, read_only: true };
-        let device = device_mapper::create(&name, &target).map_err(|error| Error::system("verify", &disk, error))?;
+        let device = tree(verity).map(&name, &disk).map_err(|error| Error::system("verify", &disk, error))?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(place);
         made.map_err(|error| Error::system("make directory", place, error))?;
         mount(&device.path, place, "erofs", MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID, None)
@@ -142,10 +141,19 @@ impl Disks {
     }
 }
 
-/// The parameters of the target: version 1, the same disk for data and for their digests, and no salt.
-fn table(disk: &Path, verity: &Verity) -> String {
-    let (disk, blocks, size) = (disk.display(), verity.blocks, nacre_pull::verity::BLOCK);
-    format!("1 {disk} {disk} {size} {size} {blocks} {blocks} sha256 {} -", verity.root_hash())
+/// Data with their digests right behind them, no superblock and no salt.
+fn tree(layer: &Verity) -> verity::Verity {
+    let block = nacre_pull::verity::BLOCK as u64;
+    verity::Verity {
+        hash_type: 1,
+        data_block: block,
+        hash_block: block,
+        data_blocks: layer.blocks,
+        hash_start: layer.blocks,
+        algorithm: "sha256".into(),
+        root: layer.root_hash(),
+        salt: None,
+    }
 }
 
 /// The disks whose serial number may be the beginning of a root hash.

@@ -74,9 +74,9 @@ async fn what_was_prepared_before_an_error_is_undone() {
 }
 
 /// A place for storages on a tmpfs, in a mount namespace of the test's own.
-struct World {
-    dir: PathBuf,
-    scratch: PathBuf,
+pub(super) struct World {
+    pub(super) dir: PathBuf,
+    pub(super) scratch: PathBuf,
     mounts: Arc<Mounts>,
     pulls: Arc<Pulls>,
     devices: Devices,
@@ -84,7 +84,7 @@ struct World {
 
 impl World {
     /// Run `test`, or say why not.
-    fn enter(test: impl AsyncFnOnce(&World) + Send) {
+    pub(super) fn enter(test: impl AsyncFnOnce(&World) + Send) {
         let dir = tempfile::tempdir().unwrap();
         let run = || {
             // Only this thread moves, with those that it starts, and it ends with the test.
@@ -107,24 +107,24 @@ impl World {
         std::thread::scope(|scope| scope.spawn(run).join().unwrap());
     }
 
-    async fn prepare(&self, storages: &[Storage]) -> Result<Prepared, Error> {
+    pub(super) async fn prepare(&self, storages: &[Storage]) -> Result<Prepared, Error> {
         let World { scratch, mounts, pulls, devices, .. } = self;
         let context = Context { owner: "c", scratch, mounts, pulls, devices };
         prepare(storages, &context).await
     }
 
-    fn storage(&self, driver: &str, at: &str) -> Storage {
+    pub(super) fn storage(&self, driver: &str, at: &str) -> Storage {
         storage(driver, self.dir.join(at).to_str().unwrap())
     }
 
     /// Directories, each with a file of its own name that says it.
-    fn directory(&self, name: &str) -> String {
+    pub(super) fn directory(&self, name: &str) -> String {
         fs::create_dir(self.dir.join(name)).unwrap();
         fs::write(self.dir.join(name).join(name), name).unwrap();
         self.dir.join(name).to_str().unwrap().into()
     }
 
-    fn left(&self) -> Vec<String> {
+    pub(super) fn left(&self) -> Vec<String> {
         let names = fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.collect();
         names.sort();

@@ -88,7 +88,9 @@ impl Undo {
                 Ok(())
             }
             Undo::EmptyFile(path) => {
-                let _ = fs::metadata(&path).is_ok_and(|file| file.len() == 0).then(|| fs::remove_file(&path));
+                if fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() && file.len() == 0) {
+                    let _ = fs::remove_file(&path);
+                }
                 Ok(())
             }
             Undo::Tree(path) => match fs::remove_dir_all(&path) {

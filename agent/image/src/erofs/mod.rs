@@ -27,7 +27,7 @@ use source::Entry;
 ///
 /// # Errors
 /// What can't be read or written, and what the format has no place for: more than 4,000,000 entries, 256 GiB, or 256 KiB of a file's attributes.
-pub(crate) fn write(root: &Path, image: &File, uuid: [u8; 16]) -> Result<u64> {
+pub fn write(root: &Path, image: &File, uuid: [u8; 16]) -> Result<u64> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = rustix::fs::open(root, flags, Mode::empty())
         .map_err(|error| Error::system(format!("open {}", root.display()), error))?;

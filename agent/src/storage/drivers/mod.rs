@@ -1,9 +1,11 @@
 //! The drivers, one file each.
 
 pub mod bind;
+pub mod block;
 pub mod ephemeral;
 pub mod hugetlb;
 pub mod local;
+pub mod multi_layer;
 pub mod overlayfs;
 pub mod virtio_fs;
 

@@ -19,7 +19,7 @@ use nacre_sys::device_mapper::{self, Mapped, Target};
 use zeroize::Zeroizing;
 
 use super::zram::Zram;
-use super::{Error, random};
+use super::{DeviceError, random};
 use crate::storage::disks::{self, SECTOR};
 
 const BLOCK: u64 = 4096;
@@ -36,7 +36,8 @@ const TIMES_MEMORY: u64 = BLOCK / TAG / 8;
 /// The host's disk.
 #[derive(Debug)]
 pub struct Disk {
-    path: PathBuf,
+    /// Its node.
+    pub path: PathBuf,
     /// What the host says of its size.
     pub bytes: u64,
 }
@@ -47,11 +48,11 @@ pub fn most(memory: u64) -> u64 {
 }
 
 /// The first disk with our serial number.
-pub fn find() -> Result<Option<Disk>, Error> {
-    let disks = disks::all().map_err(|error| Error::system("list", "disks", error))?;
+pub fn find() -> Result<Option<Disk>, DeviceError> {
+    let disks = disks::all().map_err(|error| DeviceError::system("list", "disks", error))?;
     let Some(disk) = disks.into_iter().find(|disk| disk.serial == SCRATCH) else { return Ok(None) };
     let path = disk.path();
-    let bytes = disk.bytes().map_err(|error| Error::system("ask for the size of", path.display(), error))?;
+    let bytes = disk.bytes().map_err(|error| DeviceError::system("ask for the size of", path.display(), error))?;
     Ok(Some(Disk { path, bytes }))
 }
 
@@ -64,14 +65,14 @@ pub struct Encrypted {
 }
 
 impl Encrypted {
-    /// Of the first `bytes` of the disk.
-    pub fn make(disk: &Disk, bytes: u64) -> Result<Encrypted, Error> {
+    /// Of the first `bytes` of the disk; the device to use is called `name`.
+    pub fn make(name: &str, disk: &Disk, bytes: u64) -> Result<Encrypted, DeviceError> {
         let sectors = bytes / BLOCK * BLOCK / SECTOR;
         // dm-integrity counts the tags of the whole disk; those that are never written take no memory.
         let tags = Zram::make((disk.bytes / BLOCK).saturating_mul(TAG).saturating_add(BESIDES), None)?;
-        let integrity =
-            map("nacre-integrity", "integrity", sectors, &integrity(&disk.path, &tags.path(), &key::<32>()?))?;
-        let crypt = map("nacre-scratch", "crypt", sectors, &crypt(&integrity.path, &key::<64>()?))?;
+        let table = integrity(&disk.path, &tags.path(), &key::<32>()?);
+        let integrity = map(&format!("{name}-integrity"), "integrity", sectors, &table)?;
+        let crypt = map(name, "crypt", sectors, &crypt(&integrity.path, &key::<64>()?))?;
         Ok(Encrypted { crypt, _integrity: integrity, _tags: tags })
     }
 
@@ -81,9 +82,9 @@ impl Encrypted {
     }
 }
 
-fn map(name: &str, kind: &str, sectors: u64, parameters: &str) -> Result<Mapped, Error> {
+fn map(name: &str, kind: &str, sectors: u64, parameters: &str) -> Result<Mapped, DeviceError> {
     device_mapper::create(name, &Target { sectors, kind, parameters, read_only: false })
-        .map_err(|error| Error::system("make the mapped device", name, error))
+        .map_err(|error| DeviceError::system("make the mapped device", name, error))
 }
 
 /// dm-integrity without a journal: a guest that dies leaves nothing to be made whole. Small buffers of tags, for memory may be short.
@@ -103,7 +104,7 @@ fn crypt(below: &Path, key: &str) -> Zeroizing<String> {
 }
 
 /// A new key of `N` bytes, in hexadecimal.
-fn key<const N: usize>() -> Result<Zeroizing<String>, Error> {
+fn key<const N: usize>() -> Result<Zeroizing<String>, DeviceError> {
     let mut bytes = Zeroizing::new([0; N]);
     random(bytes.as_mut())?;
     let mut text = Zeroizing::new(String::with_capacity(2 * N));

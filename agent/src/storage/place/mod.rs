@@ -3,7 +3,7 @@
 //! Nothing of it outlives the guest. It is set up once, after the agent listens, and pulls wait for it. What was asked for and can't be had makes
 //! every pull fail: layers never go elsewhere in silence.
 
-mod disk;
+pub(super) mod disk;
 mod ext4;
 mod zram;
 
@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use nacre_protocol::disk::SCRATCH;
 use rustix::mount::{MountFlags, mount};
 use tokio::sync::watch;
 
@@ -36,19 +37,9 @@ pub enum Error {
         "the image store is to be on a scratch disk and the VM has none: run it with one (nacre run --scratch SIZE)"
     )]
     NoDisk,
-    /// Too small for a file system.
-    #[error("the image store has {0} bytes, it needs {least} MiB: make it larger", least = ext4::SMALLEST >> 20)]
-    Small(u64),
-    /// A system call failed.
-    #[error("set up the image store: {act} {object}")]
-    System {
-        /// What was tried.
-        act: &'static str,
-        /// On what.
-        object: String,
-        /// Why it failed.
-        source: io::Error,
-    },
+    /// The device is not what it should be.
+    #[error("set up the image store")]
+    Device(#[from] DeviceError),
     /// Something that was written is gone, and nobody can tell what.
     #[error(
         "the image store lost what was written to it, as a disk does that fails: run the pod anew, on another disk"
@@ -59,9 +50,27 @@ pub enum Error {
     Ended,
 }
 
-impl Error {
-    fn system(act: &'static str, object: impl std::fmt::Display, source: impl Into<io::Error>) -> Error {
-        Error::System { act, object: object.to_string(), source: source.into() }
+/// A block device was not made, or has no file system.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Too small for a file system.
+    #[error("the device has {0} bytes, a file system needs {least} MiB: make it larger", least = ext4::SMALLEST >> 20)]
+    Small(u64),
+    /// A system call failed.
+    #[error("{act} {object}")]
+    System {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        object: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl DeviceError {
+    fn system(act: &'static str, object: impl std::fmt::Display, source: impl Into<io::Error>) -> DeviceError {
+        DeviceError::System { act, object: object.to_string(), source: source.into() }
     }
 }
 
@@ -149,7 +158,7 @@ impl Setup {
 
 impl Medium {
     fn make(at: &Path, wanted: Option<ImageStore>, size: Option<u64>) -> Result<Medium, Error> {
-        fs::create_dir_all(at).map_err(|error| Error::system("make directory", at.display(), error))?;
+        fs::create_dir_all(at).map_err(|error| DeviceError::system("make directory", at.display(), error))?;
         let disk = disk::find()?;
         let memory = memory();
         match (wanted, disk) {
@@ -157,7 +166,7 @@ impl Medium {
             (Some(ImageStore::Disk) | None, Some(disk)) => {
                 let bytes = disk.bytes.min(size.unwrap_or(u64::MAX)).min(disk::most(memory));
                 tracing::info!(disk = disk.bytes, used = bytes, "images are kept on the scratch disk, encrypted");
-                Medium::of_device(Device::Disk(disk::Encrypted::make(&disk, bytes)?), bytes, at)
+                Medium::of_device(Device::Disk(disk::Encrypted::make(SCRATCH, &disk, bytes)?), bytes, at)
             }
             (Some(ImageStore::Zram), _) => {
                 let bytes = size.unwrap_or(memory);
@@ -172,9 +181,9 @@ impl Medium {
     fn of_memory(at: &Path, size: Option<u64>) -> Result<Medium, Error> {
         let Some(size) = size else { return Ok(Medium::default()) };
         let data =
-            CString::new(format!("mode=755,size={size}")).map_err(|error| Error::system("write", size, error))?;
+            CString::new(format!("mode=755,size={size}")).map_err(|error| DeviceError::system("write", size, error))?;
         mount("tmpfs", at, "tmpfs", FLAGS, data.as_c_str())
-            .map_err(|error| Error::system("mount tmpfs on", at.display(), error))?;
+            .map_err(|error| DeviceError::system("mount tmpfs on", at.display(), error))?;
         Ok(Medium::default())
     }
 
@@ -182,8 +191,8 @@ impl Medium {
         let path = device.path();
         make_file_system(&path, bytes)?;
         mount(&path, at, "ext4", FLAGS, EXT4_OPTIONS)
-            .map_err(|error| Error::system("mount (ext4)", path.display(), error))?;
-        let root = File::open(at).map_err(|error| Error::system("open", at.display(), error))?;
+            .map_err(|error| DeviceError::system("mount (ext4)", path.display(), error))?;
+        let root = File::open(at).map_err(|error| DeviceError::system("open", at.display(), error))?;
         Ok(Medium { root: Some(root), lost: Mutex::default(), _device: Some(device) })
     }
 
@@ -200,12 +209,13 @@ impl Medium {
     }
 }
 
-fn make_file_system(path: &Path, bytes: u64) -> Result<(), Error> {
-    let failed = |error| Error::system("make a file system on", path.display(), error);
+/// Make an empty ext4 of `bytes` on the device at `path`.
+pub(super) fn make_file_system(path: &Path, bytes: u64) -> Result<(), DeviceError> {
+    let failed = |error| DeviceError::system("make a file system on", path.display(), error);
     let (mut uuid, mut hash) = ([0; 16], [0; 16]);
     random(&mut uuid)?;
     random(&mut hash)?;
-    let pieces = ext4::format(bytes, &ext4::Identity { uuid, hash }).ok_or(Error::Small(bytes))?;
+    let pieces = ext4::format(bytes, &ext4::Identity { uuid, hash }).ok_or(DeviceError::Small(bytes))?;
     let file = File::options().write(true).open(path).map_err(failed)?;
     for piece in pieces {
         file.write_all_at(&piece.bytes, piece.offset).map_err(failed)?;
@@ -213,14 +223,14 @@ fn make_file_system(path: &Path, bytes: u64) -> Result<(), Error> {
     file.sync_all().map_err(failed)
 }
 
-fn random(bytes: &mut [u8]) -> Result<(), Error> {
-    let failed = |error| Error::system("draw", "random numbers", error);
+fn random(bytes: &mut [u8]) -> Result<(), DeviceError> {
+    let failed = |error| DeviceError::system("draw", "random numbers", error);
     // Until 256 bytes it draws all at once.
     rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty()).map(drop).map_err(failed)
 }
 
 /// The guest's memory, in bytes.
-fn memory() -> u64 {
+pub(super) fn memory() -> u64 {
     let info = rustix::system::sysinfo();
     info.totalram.saturating_mul(info.mem_unit.into())
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::DeviceError;
 
 const CONTROL: &str = "/sys/class/zram-control";
 
@@ -13,13 +13,13 @@ pub struct Zram(u32);
 
 impl Zram {
     /// One of `bytes`, which takes at most `limit` bytes of memory.
-    pub fn make(bytes: u64, limit: Option<u64>) -> Result<Zram, Error> {
+    pub fn make(bytes: u64, limit: Option<u64>) -> Result<Zram, DeviceError> {
         let hot_add = Path::new(CONTROL).join("hot_add");
         // To read it is to have one made.
         let text = fs::read_to_string(&hot_add);
-        let text = text.map_err(|error| Error::system("make compressed memory by", hot_add.display(), error))?;
+        let text = text.map_err(|error| DeviceError::system("make compressed memory by", hot_add.display(), error))?;
         let number = text.trim().parse().map_err(|_| {
-            Error::system("make compressed memory by", hot_add.display(), std::io::ErrorKind::InvalidData)
+            DeviceError::system("make compressed memory by", hot_add.display(), std::io::ErrorKind::InvalidData)
         })?;
         let zram = Zram(number);
         if let Some(limit) = limit {
@@ -34,9 +34,9 @@ impl Zram {
         format!("/dev/zram{}", self.0).into()
     }
 
-    fn set(&self, name: &str, value: u64) -> Result<(), Error> {
+    fn set(&self, name: &str, value: u64) -> Result<(), DeviceError> {
         let path = format!("/sys/block/zram{}/{name}", self.0);
-        fs::write(&path, value.to_string()).map_err(|error| Error::system("write", path, error))
+        fs::write(&path, value.to_string()).map_err(|error| DeviceError::system("write", path, error))
     }
 }
 
