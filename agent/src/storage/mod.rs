@@ -34,7 +34,7 @@ use tokio::task::spawn_blocking;
 use crate::device::{self, Devices};
 use directory::Directory;
 use drivers::multi_layer::{self, Group};
-use drivers::{bind, block, ephemeral, local, overlayfs, virtio_fs};
+use drivers::{bind, block, ephemeral, local, overlayfs, virtio_fs, watchable};
 use layers::Pulled;
 use options::{Data, Options};
 use place::DeviceError;
@@ -45,8 +45,20 @@ pub use drivers::ephemeral::update;
 pub use mounts::Mounts;
 
 /// The drivers there are, by name.
-pub const HANDLERS: &[&str] =
-    &[IMAGE_GUEST_PULL, EPHEMERAL, LOCAL, VIRTIO_FS, OVERLAYFS, BIND, BLK, MMIOBLK, SCSI, NVDIMM, EROFS_MULTI_LAYER];
+pub const HANDLERS: &[&str] = &[
+    IMAGE_GUEST_PULL,
+    EPHEMERAL,
+    LOCAL,
+    VIRTIO_FS,
+    OVERLAYFS,
+    BIND,
+    BLK,
+    MMIOBLK,
+    SCSI,
+    NVDIMM,
+    EROFS_MULTI_LAYER,
+    WATCHABLE,
+];
 
 const IMAGE_GUEST_PULL: &str = "image_guest_pull";
 const EPHEMERAL: &str = "ephemeral";
@@ -58,6 +70,7 @@ const BLK: &str = "blk";
 const MMIOBLK: &str = "mmioblk";
 const SCSI: &str = "scsi";
 const NVDIMM: &str = "nvdimm";
+const WATCHABLE: &str = "watchable-bind";
 const EROFS_MULTI_LAYER: &str = "erofs.multi-layer";
 
 /// The most storages of one request.
@@ -204,6 +217,10 @@ pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prep
             OVERLAYFS => {
                 let scratch = context.scratch();
                 prepared.shared(storage, context, move |storage, at| overlayfs::make(storage, at, &scratch)).await?;
+            }
+            WATCHABLE => {
+                let scratch = context.scratch();
+                prepared.shared(storage, context, move |storage, at| watchable::make(storage, at, &scratch)).await?;
             }
             BLK | MMIOBLK | SCSI | NVDIMM => prepared.block(storage, context).await?,
             _ => return Err(Error::Driver(storage.driver.chars().take(64).collect())),

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
 
 use nacre_protocol::agent::FSGroup;
 use nacre_protocol::types::FSGroupChangePolicy;
@@ -297,4 +296,42 @@ fn who_comes_second_waits_for_the_first_and_makes_it_when_that_fails() {
     // One failed, one made it, and the last of them was its end.
     assert_eq!(made.load(SeqCst), 2);
     assert!(mounts.with(Path::new("/a"), "local", || ()).is_none());
+}
+
+#[test]
+fn a_share_that_changes_is_followed_until_it_is_released() {
+    World::enter(async |world| {
+        tokio::time::pause(); // the clock goes on as soon as everybody waits for it
+        let source = PathBuf::from(world.directory("source"));
+        let (at, scratch) = (world.dir.join("seen"), world.dir.join("copy"));
+        let show = || watchable::show_copy(&source, &at, &scratch, &Options::default());
+        let steps = show().unwrap();
+        fs::write(source.join("new"), "new").unwrap();
+        assert!(!at.join("new").exists());
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        assert_eq!(fs::read_to_string(at.join("new")).unwrap(), "new");
+        steps.release().unwrap();
+        assert_eq!(world.left(), ["source"]);
+        // What is too much to be copied is seen as it is.
+        fs::File::create(source.join("big")).unwrap().set_len(1 << 30).unwrap();
+        let steps = show().unwrap();
+        assert_eq!(fs::metadata(at.join("big")).unwrap().len(), 1 << 30);
+        steps.release().unwrap();
+        assert_eq!(world.left(), ["source"]);
+    });
+}
+
+#[test]
+fn what_changes_in_the_guest_is_bound() {
+    World::enter(async |world| {
+        let mut wanted = world.storage("watchable-bind", "seen");
+        wanted.source = world.directory("source");
+        let prepared = world.prepare(&[wanted]).await.unwrap();
+        fs::write(world.dir.join("source/new"), "").unwrap();
+        assert!(world.dir.join("seen/new").exists());
+        prepared.release().unwrap();
+        assert_eq!(world.left(), ["source"]);
+    });
 }

@@ -104,7 +104,8 @@ impl Verity {
             "sha512" => 128,
             _ => return Err("algorithm: sha256 and sha512 are supported"),
         };
-        let hexadecimal = |text: &str| text.len() % 2 == 0 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hexadecimal =
+            |text: &str| text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         if self.root.len() != digits || !hexadecimal(&self.root) {
             return Err("roothash: is no digest");
         }

@@ -59,7 +59,7 @@ impl Wanted {
                 _ => rest.push(option.into()),
             }
         }
-        if !page.is_power_of_two() || bytes == 0 || bytes % page != 0 {
+        if !page.is_power_of_two() || bytes == 0 || !bytes.is_multiple_of(page) {
             return Err(format!("size={bytes} is no number of pages of pagesize={page}"));
         }
         Ok(Wanted { page, bytes, rest })

@@ -8,6 +8,7 @@ pub mod local;
 pub mod multi_layer;
 pub mod overlayfs;
 pub mod virtio_fs;
+pub mod watchable;
 
 use std::path::Path;
 
