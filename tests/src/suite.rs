@@ -11,10 +11,10 @@ use nacre_protocol::agent::{
     CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
     ExecProcessRequest, GetMetricsRequest, GetOOMEventRequest, GuestDetailsRequest, ListInterfacesRequest,
     ListRoutesRequest, MemAgentCompactConfig, MemAgentMemcgConfig, PauseContainerRequest, ReadStreamRequest,
-    RemoveContainerRequest, ReseedRandomDevRequest, ResumeContainerRequest, Routes, SetPolicyRequest,
-    SignalProcessRequest, StartContainerRequest, StatsContainerRequest, Storage, TtyWinResizeRequest,
-    UpdateContainerRequest, UpdateEphemeralMountsRequest, UpdateInterfaceRequest, UpdateRoutesRequest,
-    WaitProcessRequest, WriteStreamRequest,
+    RemoveContainerRequest, RemoveStaleVirtiofsShareMountsRequest, ReseedRandomDevRequest, ResumeContainerRequest,
+    Routes, SetPolicyRequest, SharedMount, SignalProcessRequest, StartContainerRequest, StatsContainerRequest, Storage,
+    TtyWinResizeRequest, UpdateContainerRequest, UpdateEphemeralMountsRequest, UpdateInterfaceRequest,
+    UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
 };
 use nacre_protocol::health::CheckRequest;
 use nacre_protocol::oci;
@@ -47,6 +47,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("every_kill_for_want_of_memory_is_told", |c| Box::pin(every_kill_for_want_of_memory_is_told(c))),
     ("limits_are_changed_and_lifted", |c| Box::pin(limits_are_changed_and_lifted(c))),
     ("an_ephemeral_storage_is_given_another_size", |c| Box::pin(an_ephemeral_storage_is_given_another_size(c))),
+    ("a_container_has_what_another_has_mounted", |c| Box::pin(a_container_has_what_another_has_mounted(c))),
     ("a_terminal_has_the_size_it_is_given", |c| Box::pin(a_terminal_has_the_size_it_is_given(c))),
     ("usage_is_counted", |c| Box::pin(usage_is_counted(c))),
     ("bad_requests_name_what_is_wrong", |c| Box::pin(bad_requests_name_what_is_wrong(c))),
@@ -557,6 +558,49 @@ async fn an_ephemeral_storage_is_given_another_size(client: &Client) -> Result<(
     let same = size("same").await?;
     ensure!(same.contains(" 2048 "), "{same}");
     remove(client, "resized").await
+}
+
+async fn a_container_has_what_another_has_mounted(client: &Client) -> Result<()> {
+    let root = root_file_system(client, "sidecar").await?;
+    let script = "b() { busybox \"$@\"; }; b mkdir /a /shared && b mount -t tmpfs t /a && echo seen > /a/file && b sleep 0.2 && \
+                  b mount --bind /a /shared && b sleep 1000";
+    let mut source = spec_json("sidecar", &root, &["busybox", "sh", "-c", script], false);
+    source["annotations"] = json!({ "io.kubernetes.cri.container-name": "side" });
+    for set in ["bounding", "effective", "permitted"] {
+        source["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+    }
+    create_of(client, "sidecar", convert::spec_from_oci(&serde_json::from_value(source)?)?).await?;
+    start(client, "sidecar").await?;
+    let root = root_file_system(client, "sees").await?;
+    let spec = spec("sees", &root, &["busybox", "cat", "/deep/seen/file"], false)?;
+    let create = async |source: &str, path: &str| {
+        let mount = request!(SharedMount {
+            name: "m".into(),
+            src_ctr: source.into(),
+            src_path: path.into(),
+            dst_ctr: "sees".into(),
+            dst_path: "/deep/seen".into(),
+        });
+        let request = request!(CreateContainerRequest {
+            container_id: "sees".into(),
+            shared_mounts: vec![mount],
+            OCI: Some(spec.clone()).into(),
+        });
+        client.agent.create_container(limit(), &request).await
+    };
+    for (source, path) in [("nobody", "/shared"), ("side", "shared"), ("side", "/a/../shared")] {
+        let (code, text) = refusal(create(source, path).await)?;
+        ensure!(code == Code::INVALID_ARGUMENT && text.contains("shared mount \"m\""), "{code:?} {text}");
+    }
+    // It is waited for, as the source mounts it a moment after its start.
+    create("side", "/shared").await?;
+    start(client, "sees").await?;
+    let (code, seen) = (wait(client, "sees", "sees").await?, read_out(client, "sees", "sees").await?);
+    ensure!(code == 0 && seen == b"seen\n", "{code} {}", String::from_utf8_lossy(&seen));
+    remove(client, "sees").await?;
+    remove(client, "sidecar").await?;
+    client.agent.remove_stale_virtiofs_share_mounts(limit(), &RemoveStaleVirtiofsShareMountsRequest::new()).await?;
+    Ok(())
 }
 
 async fn a_terminal_has_the_size_it_is_given(client: &Client) -> Result<()> {

@@ -45,6 +45,7 @@ cases!(
     every_kill_for_want_of_memory_is_told,
     limits_are_changed_and_lifted,
     an_ephemeral_storage_is_given_another_size,
+    a_container_has_what_another_has_mounted,
     a_terminal_has_the_size_it_is_given,
     usage_is_counted,
     bad_requests_name_what_is_wrong,

@@ -6,6 +6,7 @@
 pub mod oom;
 pub mod passage;
 pub mod process;
+pub mod shared_mounts;
 pub mod spec;
 pub mod stream;
 
@@ -161,6 +162,7 @@ pub struct Made {
     engine: nacre_jail::Container,
     ends: Ends,
     storages: Prepared,
+    name: Option<String>,
     termination_log: Option<PathBuf>,
 }
 
@@ -180,14 +182,19 @@ impl Made {
         }
         let process = spec.process().as_ref().ok_or(Error::Spec("process", "is missing"))?;
         let (io, ours) = streams(process, pipe_size)?;
-        let termination_log = spec::termination_log(&spec);
+        let (name, termination_log) = (spec::name(&spec), spec::termination_log(&spec));
         let plan = Plan::new(id, &spec, bundle)?;
         for warning in plan.warnings() {
             tracing::warn!(container = id, "{warning}");
         }
         let engine = nacre_jail::Container::create(plan, io)?;
         let ends = ends(ours, engine.init())?;
-        Ok(Made { engine, ends, storages, termination_log })
+        Ok(Made { engine, ends, storages, name, termination_log })
+    }
+
+    /// The first process's number in the guest.
+    pub fn pid(&self) -> i32 {
+        self.engine.init().pid()
     }
 }
 
@@ -201,6 +208,7 @@ pub struct Container {
     execs: Mutex<Vec<(String, Slot)>>,
     storages: Mutex<Option<Prepared>>,
     oom: Mutex<Option<oom::Watch>>,
+    name: Option<String>,
     termination_log: Option<PathBuf>,
     pipe_size: Option<usize>,
 }
@@ -220,7 +228,7 @@ impl Container {
         sockets: Option<Sockets>,
         pipe_size: Option<usize>,
     ) -> Result<Arc<Container>, Error> {
-        let Made { engine, ends, storages, termination_log } = made;
+        let Made { engine, ends, storages, name, termination_log } = made;
         let engine = Arc::new(Engine(RwLock::new(Some(engine))));
         let init = Process::watch(Handle::Init(engine.clone()), ends, sockets)?;
         Ok(Arc::new(Container {
@@ -231,6 +239,7 @@ impl Container {
             execs: Mutex::default(),
             storages: Mutex::new(Some(storages)),
             oom: Mutex::default(),
+            name,
             termination_log,
             pipe_size,
         }))
@@ -244,6 +253,16 @@ impl Container {
     /// What its PCI devices' addresses on the host are here.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// What its pod calls it.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Whether its first process has.
+    pub fn has_ended(&self) -> bool {
+        self.engine.try_with(|container| container.init().has_ended()).unwrap_or(true)
     }
 
     /// The file in the guest to which it says why it ended.

@@ -21,6 +21,9 @@ const USER: &str = "dev.nacre.process.user";
 /// Where in the container Kubernetes has its termination log.
 const TERMINATION_LOG: &str = "io.kubernetes.container.terminationMessagePath";
 
+/// What runtimes say of a container's name in its pod.
+const NAMES: &[&str] = &["io.kubernetes.cri.container-name", "io.kubernetes.container.name"];
+
 /// The longest of our annotations' values.
 const MAX_VALUE: usize = 256;
 
@@ -103,6 +106,12 @@ pub fn merge_image(spec: &mut Spec, config: &ImageConfiguration, rootfs: &Path) 
         config.set_config(Some(inner));
     }
     merge::process(&config, process, rule, std::os::fd::AsFd::as_fd(&directory)).map_err(Error::Merge)
+}
+
+/// What the container's pod calls it, as its runtime says: containerd or CRI-O.
+pub fn name(spec: &Spec) -> Option<String> {
+    let annotations = spec.annotations().as_ref()?;
+    NAMES.iter().find_map(|key| annotations.get(*key)).cloned()
 }
 
 /// The file in the guest that the container has mounted as its termination log.

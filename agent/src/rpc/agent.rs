@@ -127,7 +127,11 @@ impl AgentService for Services {
         _: &TtrpcContext,
         request: RemoveStaleVirtiofsShareMountsRequest,
     ) -> ttrpc::Result<Empty> {
-        self.refuse("RemoveStaleVirtiofsShareMounts", request).await
+        self.pass("RemoveStaleVirtiofsShareMounts", request, |_| async move {
+            self.sandbox.remove_stale_mounts(Path::new(copy_file::ROOT)).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn get_diagnostic_data(

@@ -6,6 +6,7 @@
 use ttrpc::Code;
 
 use crate::console::NoConsole;
+use crate::container::shared_mounts;
 use crate::network::iptables::FilterError;
 use crate::storage::pull::AccessError;
 use crate::{container, copy_file, device, guest, metrics, network, passthrough, policy, sandbox, storage};
@@ -115,6 +116,7 @@ fn of_sandbox(error: &sandbox::Error) -> Code {
         sandbox::Error::Container(error) => of_container(error),
         sandbox::Error::Device(error) => of_device(error),
         sandbox::Error::Storage(error) => of_storage(error),
+        sandbox::Error::SharedMounts(error) => of_shared_mounts(error),
         sandbox::Error::Passthrough(passthrough::Error::Off) => Code::FAILED_PRECONDITION,
         sandbox::Error::Passthrough(passthrough::Error::NoConnection { .. }) => Code::DEADLINE_EXCEEDED,
         sandbox::Error::System { .. } | sandbox::Error::Task => Code::INTERNAL,
@@ -139,6 +141,14 @@ fn of_container(error: &container::Error) -> Code {
         | container::Error::Stream { .. }
         | container::Error::NoStream(_)
         | container::Error::Task => Code::INTERNAL,
+    }
+}
+
+fn of_shared_mounts(error: &shared_mounts::Error) -> Code {
+    match error {
+        shared_mounts::Error::Invalid { .. } => Code::INVALID_ARGUMENT,
+        shared_mounts::Error::Missing { .. } => Code::DEADLINE_EXCEEDED,
+        shared_mounts::Error::System { .. } | shared_mounts::Error::Task => Code::INTERNAL,
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::task::spawn_blocking;
 
 use crate::container::oom;
 use crate::container::process::Process;
+use crate::container::shared_mounts;
 use crate::container::spec::Namespaces;
 use crate::container::{self, Container, Made};
 use crate::device::{self, Devices};
@@ -86,6 +87,9 @@ pub enum Error {
     /// A device's own errors.
     #[error(transparent)]
     Device(#[from] device::Error),
+    /// What another container has mounted.
+    #[error(transparent)]
+    SharedMounts(#[from] shared_mounts::Error),
     /// A storage's own errors.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -244,10 +248,11 @@ impl Sandbox {
         // First, so that the host finds them closed whatever fails.
         let sockets = self.claim([request.stdin_port, request.stdout_port, request.stderr_port]).await?;
         let id = ContainerId::parse(&request.container_id).map_err(Error::Invalid)?;
-        refuse_unsupported(&request)?;
         let spec = request.OCI.as_ref().ok_or_else(|| Error::Invalid("OCI: is missing".into()))?;
         let mut spec = convert::spec_to_oci(spec)?;
         let name = self.reserve(&id)?;
+        let shared = shared_mounts::judge(&request.shared_mounts, |name| self.container_named(name))?;
+        let shared = shared_mounts::wait(shared).await?;
         let addresses = self.settings.devices.give(&request.devices, &mut spec).await?;
         self.settings.devices.inject(&mut spec).await?;
         let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;
@@ -257,6 +262,7 @@ impl Sandbox {
         let made = spawn_blocking(move || {
             fs::create_dir_all(RUN).map_err(Error::system(format!("make directory {RUN}")))?;
             let made = Made::new(name.id.as_str(), spec, &namespaces, storages, &bundle, pipe_size)?;
+            shared_mounts::give(&shared, made.pid())?;
             Ok::<_, Error>((made, name))
         });
         let (made, name) = made.await.map_err(|_| Error::Task)??;
@@ -284,6 +290,13 @@ impl Sandbox {
         let Some(resources) = request.resources.as_ref() else { return Ok(()) };
         container.update(convert::resources_to_oci(resources)?).await?;
         tracing::info!(container = request.container_id, "container updated");
+        Ok(())
+    }
+
+    /// Unmount what the host has removed from its share.
+    pub async fn remove_stale_mounts(&self, share: &'static Path) -> Result<(), Error> {
+        let removed = storage::stale::sweep(&self.mounts, share).await?;
+        tracing::info!(removed, "stale mounts removed");
         Ok(())
     }
 
@@ -343,6 +356,16 @@ impl Sandbox {
         }
     }
 
+    /// The container that its pod calls by this name.
+    fn container_named(&self, name: &str) -> Option<Arc<Container>> {
+        let containers = lock(&self.containers);
+        let mut live = containers.values().filter_map(|slot| match slot {
+            Slot::Live(container) => Some(container),
+            Slot::Making | Slot::Removing => None,
+        });
+        live.find(|container| container.name() == Some(name)).cloned()
+    }
+
     /// The connections that the host calls by these ports; `None` when it names none and will ask for the streams.
     async fn claim(&self, ports: [u32; 3]) -> Result<Option<Sockets>, Error> {
         if ports == [0; 3] {
@@ -394,13 +417,6 @@ impl Sandbox {
         let Settings { scratch, devices, .. } = &self.settings;
         storage::Context { owner, scratch, mounts: &self.mounts, pulls: &self.pulls, devices }
     }
-}
-
-fn refuse_unsupported(request: &CreateContainerRequest) -> Result<(), Error> {
-    if !request.shared_mounts.is_empty() {
-        return Err(Error::Unsupported("shared mounts"));
-    }
-    Ok(())
 }
 
 /// A container's name while the container is being made. Dropping it gives the name back.

@@ -11,7 +11,7 @@ mod flight;
 mod gpt;
 pub mod group;
 mod layers;
-mod mountinfo;
+pub mod mountinfo;
 mod mounts;
 mod options;
 mod overlay;
@@ -20,12 +20,14 @@ pub mod place;
 pub mod pull;
 mod ready;
 pub mod rules;
+pub mod stale;
 mod undo;
 mod verity;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_protocol::agent::Storage;
 use nacre_pull::Image;
@@ -126,6 +128,12 @@ pub enum Error {
     /// A disk was not made ready to be mounted.
     #[error(transparent)]
     Prepare(#[from] DeviceError),
+    /// Stale mounts are being looked for already.
+    #[error("stale mounts are being looked for already, for an earlier request")]
+    Sweeping,
+    /// The host does not answer for what it shares.
+    #[error("the host has not answered for its share in {0:?}")]
+    Silent(Duration),
     /// A task of ours was ended.
     #[error("a task was ended before it was done")]
     Task,
@@ -152,13 +160,14 @@ impl Error {
         match self {
             Error::Pull(error) => matches!(error, PullError::Deadline { .. }),
             Error::Device(error) => error.is_deadline(),
+            Error::Silent(_) => true,
             _ => false,
         }
     }
 
     /// Whether too much is being done already.
     pub fn is_exhausted(&self) -> bool {
-        matches!(self, Error::Pull(PullError::TooMany { .. }))
+        matches!(self, Error::Pull(PullError::TooMany { .. }) | Error::Sweeping)
     }
 
     fn system(act: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Error {

@@ -17,14 +17,18 @@ pub struct Mounted {
     pub source: PathBuf,
 }
 
-/// All mounts; of those on one place, the uppermost comes last.
+/// The agent's own; of those on one place, the uppermost comes last.
 pub fn all() -> io::Result<Vec<Mounted>> {
-    let text = fs::read("/proc/thread-self/mountinfo")?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(parse(&fs::read("/proc/thread-self/mountinfo")?).collect())
+}
+
+/// The mounts of a list.
+pub fn parse(list: &[u8]) -> impl Iterator<Item = Mounted> {
+    list.split(|byte| *byte == b'\n').filter_map(parse_line)
 }
 
 /// `ID PARENT MAJOR:MINOR ROOT PLACE OPTIONS [TAG…] - TYPE SOURCE OPTIONS`.
-fn parse(line: &[u8]) -> Option<Mounted> {
+fn parse_line(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
     let at = path(fields.nth(4)?);
     fields.find(|field| field == b"-")?;
@@ -55,10 +59,13 @@ mod tests {
         };
         let line =
             br"36 35 98:0 /mnt1 /mnt\0402\134x rw,noatime master:1 shared:2 - ext3 /dev/ro\011ot rw,errors=continue";
-        assert_eq!(parse(line), mounted("/mnt 2\\x", "ext3", "/dev/ro\tot"));
-        assert_eq!(parse(b"1 0 0:1 / /a\\ rw - virtiofs kataShared rw"), mounted("/a\\", "virtiofs", "kataShared"));
+        assert_eq!(parse_line(line), mounted("/mnt 2\\x", "ext3", "/dev/ro\tot"));
+        assert_eq!(
+            parse_line(b"1 0 0:1 / /a\\ rw - virtiofs kataShared rw"),
+            mounted("/a\\", "virtiofs", "kataShared")
+        );
         for bad in ["", "1 0 0:1 / /", "1 0 0:1 / / rw shared:1", "1 0 0:1 / / rw - tmpfs"] {
-            assert_eq!(parse(bad.as_bytes()), None, "{bad}");
+            assert_eq!(parse_line(bad.as_bytes()), None, "{bad}");
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nacre_protocol::agent::Storage;
@@ -19,6 +19,8 @@ use super::{Error, invalid};
 pub struct Mounts {
     points: Mutex<HashMap<PathBuf, Arc<Mutex<Use>>>>,
     numbers: AtomicU64,
+    /// Whether stale ones are being looked for.
+    pub(super) sweeping: AtomicBool,
 }
 
 #[derive(Debug, Default)]

@@ -299,6 +299,30 @@ fn who_comes_second_waits_for_the_first_and_makes_it_when_that_fails() {
 }
 
 #[test]
+fn what_nobody_serves_any_more_is_unmounted_and_the_rest_stays() {
+    World::enter(async |world| {
+        let root: &'static Path = Box::leak(world.dir.clone().into_boxed_path());
+        let prepared = world.prepare(&[world.storage("ephemeral", "live")]).await.unwrap();
+        assert_eq!(stale::sweep(&world.mounts, root).await.unwrap(), 0);
+        fs::create_dir(world.dir.join("dead")).unwrap();
+        let Ok(server) = fs::File::options().read(true).write(true).open("/dev/fuse") else {
+            return println!("skipped: no FUSE");
+        };
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&server));
+        let data = std::ffi::CString::new(data).unwrap();
+        if let Err(error) =
+            rustix::mount::mount("x", world.dir.join("dead"), "fuse", MountFlags::empty(), data.as_c_str())
+        {
+            return println!("skipped: mount FUSE: {error}");
+        }
+        drop(server);
+        assert_eq!(stale::sweep(&world.mounts, root).await.unwrap(), 1);
+        assert!(fs::read_dir(world.dir.join("dead")).is_ok());
+        prepared.release().unwrap();
+    });
+}
+
+#[test]
 fn a_share_that_changes_is_followed_until_it_is_released() {
     World::enter(async |world| {
         tokio::time::pause(); // the clock goes on as soon as everybody waits for it
