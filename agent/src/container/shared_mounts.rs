@@ -113,26 +113,24 @@ pub fn judge(
 }
 
 /// Wait until all are there.
-pub async fn wait(mut wanted: Vec<Shared>) -> Result<Vec<Shared>, Error> {
+pub async fn wait(wanted: &[Shared]) -> Result<(), Error> {
     let deadline = Instant::now() + PATIENCE;
-    for shared in &mut wanted {
+    for shared in wanted {
         shared.wait(deadline).await?;
     }
-    Ok(wanted)
+    Ok(())
 }
 
 /// Give `wanted` to the container whose first process is `pid`. Blocks.
 pub fn give(wanted: &[Shared], pid: i32) -> Result<(), Error> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
+    let Some(first) = wanted.first() else { return Ok(()) };
     let path = format!("/proc/{pid}/ns/mnt");
-    let target = File::open(&path).map_err(|error| system("", "open", Path::new(&path), error))?;
+    let failed = |error| system(&first.name, "enter", Path::new(&path), error);
+    let target = File::open(&path).map_err(failed)?;
     // A thread that ends, so that no other is moved.
     thread::scope(|scope| {
         let given = scope.spawn(|| {
-            nacre_sys::clone::unshare(UnshareFlags::FS.bits().into())
-                .map_err(|error| system("", "enter", Path::new(&path), error))?;
+            nacre_sys::clone::unshare(UnshareFlags::FS.bits().into()).map_err(failed)?;
             wanted.iter().try_for_each(|shared| shared.give(&target))
         });
         given.join().unwrap_or(Err(Error::Task))
@@ -140,24 +138,24 @@ pub fn give(wanted: &[Shared], pid: i32) -> Result<(), Error> {
 }
 
 impl Shared {
-    async fn wait(&mut self, deadline: Instant) -> Result<(), Error> {
-        let failed = |name: &str, path: &Path, error| system(name, "wait for a mount on", path, error);
-        let copy = |file: &File| file.try_clone();
-        let news = copy(&self.mounts).map_err(|error| failed(&self.name, &self.from, error))?;
-        let news = stream::watch_fd(OwnedFd::from(news), Interest::PRIORITY)
-            .map_err(|error| failed(&self.name, &self.from, error))?;
+    async fn wait(&self, deadline: Instant) -> Result<(), Error> {
+        match timeout_at(deadline, self.come()).await {
+            Ok(came) => came.map_err(|error| system(&self.name, "wait for a mount on", &self.from, error)),
+            Err(_) => {
+                let (name, container) = (self.name.clone(), self.container.clone());
+                Err(Error::Missing { name, container, path: self.from.clone() })
+            }
+        }
+    }
+
+    async fn come(&self) -> io::Result<()> {
+        let news = stream::watch_fd(self.mounts.try_clone()?.into(), Interest::PRIORITY)?;
         loop {
-            let (list, from) =
-                (copy(&self.mounts).map_err(|error| failed(&self.name, &self.from, error))?, self.from.clone());
-            let found = spawn_blocking(move || is_mounted(list, &from)).await.map_err(|_| Error::Task)?;
-            if found.map_err(|error| failed(&self.name, &self.from, error))? {
+            let (list, from) = (self.mounts.try_clone()?, self.from.clone());
+            if spawn_blocking(move || is_mounted(list, &from)).await?? {
                 return Ok(());
             }
-            let Ok(ready) = timeout_at(deadline, news.ready(Interest::PRIORITY)).await else {
-                let (name, container) = (self.name.clone(), self.container.clone());
-                return Err(Error::Missing { name, container, path: self.from.clone() });
-            };
-            ready.map_err(|error| failed(&self.name, &self.from, error))?.clear_ready();
+            news.ready(Interest::PRIORITY).await?.clear_ready();
         }
     }
 

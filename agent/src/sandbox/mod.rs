@@ -252,7 +252,7 @@ impl Sandbox {
         let mut spec = convert::spec_to_oci(spec)?;
         let name = self.reserve(&id)?;
         let shared = shared_mounts::judge(&request.shared_mounts, |name| self.container_named(name))?;
-        let shared = shared_mounts::wait(shared).await?;
+        shared_mounts::wait(&shared).await?;
         let addresses = self.settings.devices.give(&request.devices, &mut spec).await?;
         self.settings.devices.inject(&mut spec).await?;
         let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;

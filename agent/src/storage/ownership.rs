@@ -3,6 +3,8 @@
 //! A volume's content is a container's or the host's. No link is followed, nothing beyond the volume's own file system is touched, and there is an
 //! end to how much is looked at.
 
+use std::ffi::CStr;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -38,7 +40,7 @@ struct Walk {
 
 /// Give the volume that is mounted on `at` to `group`. Blocks.
 pub fn apply(at: &Path, group: &FSGroup, read_only: bool) -> Result<(), Error> {
-    let failed = |error: Errno| Error::system("give to its group", at, error);
+    let failed = |error: Errno| Error::system("give to its group", at, reason(error));
     let root = Directory::make(at)?.readable().map_err(failed)?;
     let mask = if read_only { READ } else { READ_WRITE };
     let stat = fstat(&root).map_err(failed)?;
@@ -49,6 +51,13 @@ pub fn apply(at: &Path, group: &FSGroup, read_only: bool) -> Result<(), Error> {
     }
     let mut walk = Walk { group: Gid::from_raw(group.group_id), mask, files: 0 };
     walk.directory(root).map_err(failed)
+}
+
+fn reason(error: Errno) -> io::Error {
+    match error {
+        Errno::TOOBIG => io::Error::other(format!("it has more than {MAX_FILES} files, or {MAX_DEPTH} levels")),
+        error => error.into(),
+    }
 }
 
 impl Walk {
@@ -78,7 +87,7 @@ impl Walk {
     }
 
     /// What is to be entered, if it is.
-    fn entry(&self, directory: &OwnedFd, name: &std::ffi::CStr) -> Result<Option<OwnedFd>, Errno> {
+    fn entry(&self, directory: &OwnedFd, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Neither a link nor another file system.
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
