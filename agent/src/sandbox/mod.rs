@@ -415,7 +415,7 @@ impl Sandbox {
 
     fn context<'a>(&'a self, owner: &'a str) -> storage::Context<'a> {
         let Settings { scratch, devices, .. } = &self.settings;
-        storage::Context { owner, scratch, mounts: &self.mounts, pulls: &self.pulls, devices }
+        storage::Context { owner, root: Path::new(RUN), scratch, mounts: &self.mounts, pulls: &self.pulls, devices }
     }
 }
 

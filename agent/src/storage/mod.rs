@@ -78,9 +78,6 @@ const EROFS_MULTI_LAYER: &str = "erofs.multi-layer";
 /// The most storages of one request.
 const MAX_STORAGES: usize = 128;
 
-/// Where a pulled image is mounted when the host does not say.
-const CONTAINERS: &str = "/run/kata-containers";
-
 /// A storage was not prepared or not released.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -184,6 +181,8 @@ impl Error {
 pub struct Context<'a> {
     /// A container's id, or "sandbox".
     pub owner: &'a str,
+    /// Below which mount points are: the rest of the guest is not the host's to cover.
+    pub root: &'a Path,
     /// A directory for what is written to pulled images.
     pub scratch: &'a Path,
     /// The mounts of the whole agent.
@@ -195,6 +194,14 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    fn mount_point(&self, storage: &Storage) -> Result<PathBuf, Error> {
+        let at = checked_path(storage)?;
+        match at.strip_prefix(self.root) {
+            Ok(below) if !below.as_os_str().is_empty() => Ok(at),
+            _ => Err(invalid(storage, format!("the mount point is not below {:?}", self.root))),
+        }
+    }
+
     /// A directory for what is written, which nobody has had before. No container's name begins with a dot.
     fn scratch(&self) -> PathBuf {
         self.scratch.join(".storages").join(self.mounts.number().to_string())
@@ -266,7 +273,7 @@ impl Prepared {
         context: &Context<'_>,
         make: impl FnOnce(&Storage, &Path) -> Result<Steps, Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let at = checked_path(storage)?;
+        let at = context.mount_point(storage)?;
         let (mounts, storage) = (context.mounts.clone(), storage.clone());
         // Should nobody wait for it any more, the steps are dropped as soon as they are done.
         let done = spawn_blocking(move || {
@@ -310,8 +317,8 @@ impl Prepared {
             return Err(invalid(storage, "a container has one image"));
         }
         let mount_point = match storage.mount_point.as_str() {
-            "" => Path::new(CONTAINERS).join(context.owner).join("rootfs"),
-            _ => checked_path(storage)?,
+            "" => context.root.join(context.owner).join("rootfs"),
+            _ => context.mount_point(storage)?,
         };
         let (pulled, ready) = context.pulls.pull_mounted(context.owner, &storage.source).await?;
         // What exists from here on is undone by `self`.

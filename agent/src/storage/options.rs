@@ -125,7 +125,9 @@ impl Options {
         }
         let (key, value) = option.split_once('=').ok_or("is not known")?;
         match key {
-            "fsgid" => self.group = Some(value.parse().map_err(|_| "names no group number")?),
+            "fsgid" => {
+                self.group = Some(value.parse().ok().filter(|group| *group != u32::MAX).ok_or("names no group number")?)
+            }
             "mode" => self.mode = Some(mode(value)?),
             _ if TMPFS.contains(&key) && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '%') => {
                 self.leave(option);
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn options_that_are_not_understood_are_refused_by_name() {
-        for bad in ["frob", "lowerdir=/etc", "mode=9", "mode=77777", "fsgid=x", "size=a/b"] {
+        for bad in ["frob", "lowerdir=/etc", "mode=9", "mode=77777", "fsgid=x", "fsgid=4294967295", "size=a/b"] {
             assert!(parse(&[bad]).unwrap_err().contains("option"), "{bad}");
         }
         assert!(parse(&["ro"; MAX_OPTIONS + 1]).is_err());

@@ -41,6 +41,9 @@ struct Walk {
 /// Give the volume that is mounted on `at` to `group`. Blocks.
 pub fn apply(at: &Path, group: &FSGroup, read_only: bool) -> Result<(), Error> {
     let failed = |error: Errno| Error::system("give to its group", at, reason(error));
+    if group.group_id == u32::MAX {
+        return Err(failed(Errno::INVAL)); // to chown(2) it is no group
+    }
     let root = Directory::make(at)?.readable().map_err(failed)?;
     let mask = if read_only { READ } else { READ_WRITE };
     let stat = fstat(&root).map_err(failed)?;

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Barrier, LazyLock};
 
 use nacre_protocol::agent::FSGroup;
 use nacre_protocol::types::FSGroupChangePolicy;
@@ -12,12 +12,15 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount_change};
 
 use super::*;
 
+/// Where tests make their directories.
+static ROOT: LazyLock<PathBuf> = LazyLock::new(std::env::temp_dir);
+
 fn storage(driver: &str, mount_point: &str) -> Storage {
     Storage { driver: driver.into(), mount_point: mount_point.into(), ..Storage::new() }
 }
 
 fn context<'a>(mounts: &'a Arc<Mounts>, pulls: &'a Arc<Pulls>, devices: &'a Devices) -> Context<'a> {
-    Context { owner: "c", scratch: Path::new("/nonexistent"), mounts, pulls, devices }
+    Context { owner: "c", root: &ROOT, scratch: Path::new("/nonexistent"), mounts, pulls, devices }
 }
 
 async fn try_prepare(storages: &[Storage]) -> Result<Prepared, Error> {
@@ -34,7 +37,8 @@ async fn an_unknown_driver_is_named() {
 
 #[tokio::test]
 async fn mount_points_that_are_none_are_refused() {
-    for bad in ["", "relative", "/", "/a/../b", "/a\0b"] {
+    let root = ROOT.to_str().unwrap();
+    for bad in ["", "relative", "/", "/a/../b", "/a\0b", "/usr", root, &format!("{root}x/a")] {
         assert!(try_prepare(&[storage("local", bad)]).await.unwrap_err().is_invalid(), "{bad:?}");
     }
     assert!(try_prepare(&vec![storage("local", "/a"); MAX_STORAGES + 1]).await.unwrap_err().is_invalid());
@@ -54,6 +58,14 @@ async fn a_local_directory_goes_with_its_last_user() {
     assert!(point.exists());
     drop(second);
     assert!(!point.exists());
+}
+
+#[tokio::test]
+async fn a_directory_that_was_there_before_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    drop(try_prepare(&[storage("local", dir.path().to_str().unwrap())]).await.unwrap());
+    assert!(dir.path().join("file").exists());
 }
 
 #[tokio::test]
@@ -108,7 +120,7 @@ impl World {
 
     pub(super) async fn prepare(&self, storages: &[Storage]) -> Result<Prepared, Error> {
         let World { scratch, mounts, pulls, devices, .. } = self;
-        let context = Context { owner: "c", scratch, mounts, pulls, devices };
+        let context = Context { owner: "c", root: &ROOT, scratch, mounts, pulls, devices };
         prepare(storages, &context).await
     }
 

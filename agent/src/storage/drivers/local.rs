@@ -1,5 +1,6 @@
-//! A directory in the guest, which goes with the last who uses it.
+//! A directory in the guest, which goes with the last who uses it, unless it was there before the first.
 
+use std::fs;
 use std::path::Path;
 
 use nacre_protocol::agent::Storage;
@@ -13,8 +14,11 @@ use crate::storage::{Error, parse_options};
 pub fn make(storage: &Storage, at: &Path) -> Result<Steps, Error> {
     let options = parse_options(storage, Data::Tmpfs)?;
     let mut steps = Steps::default();
+    let was_there = fs::symlink_metadata(at).is_ok();
     let directory = Directory::make(at)?;
-    steps.push(Undo::Tree(at.into()));
+    if !was_there {
+        steps.push(Undo::Tree(at.into()));
+    }
     directory.own(&options, at)?;
     Ok(steps)
 }
