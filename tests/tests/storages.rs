@@ -5,11 +5,12 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use nacre_protocol::agent::{CreateContainerRequest, FSGroup, Storage};
+use nacre_protocol::agent::{CreateContainerRequest, CreateSandboxRequest, FSGroup, Storage};
 use nacre_protocol::convert;
-use nacre_shim::vmm::Disk;
+use nacre_shim::vmm::{self, Disk};
 use nacre_tests::agent::{Client, Guest, Machine, limit};
 use nacre_tests::{dist, suite};
 use serde_json::{Value, json};
@@ -41,6 +42,97 @@ fn storage(fstype: &str, mount_point: &str, options: &[String]) -> Storage {
         options: options.to_vec(),
         ..Storage::new()
     }
+}
+
+/// Where Debian has the daemon that shares directories by virtio-fs: QEMU's own, which later releases no longer have.
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
+/// A daemon that ends with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Shares `dir` with the guest under `tag`.
+async fn share(guest: &mut Guest, dir: &Path, tag: &str) -> Daemon {
+    let socket = dir.with_extension("sock");
+    let mut command = Command::new(VIRTIOFSD);
+    command.arg(format!("--socket-path={}", socket.display())).arg("-o").arg(format!("source={}", dir.display()));
+    let daemon = Daemon(command.stderr(Stdio::null()).spawn().unwrap());
+    let mut qmp = guest.vm().qmp().await.unwrap();
+    let chardev = json!({ "id": "share", "backend": { "type": "socket", "data": {
+        "addr": { "type": "unix", "data": { "path": socket } }, "server": false, "reconnect": 1,
+    } } });
+    qmp.execute("chardev-add", chardev).await.unwrap();
+    let begun = Instant::now();
+    let device = json!({ "driver": "vhost-user-fs-pci", "id": "fs", "chardev": "share", "tag": tag, "bus": "port0" });
+    // It is refused until the daemon listens.
+    while let Err(error) = qmp.execute("device_add", device.clone()).await {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{error:#}");
+    }
+    daemon
+}
+
+#[tokio::test]
+async fn vm_a_share_is_mounted_and_what_changes_in_it_is_seen() {
+    let Some(dist) = dist::dist().filter(|_| dist::have(&["qemu-system-x86_64", "busybox"]) && dist::root()) else {
+        return;
+    };
+    if !Path::new(VIRTIOFSD).exists() {
+        return dist::skip(&format!("{VIRTIOFSD} is not there"));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let shared = dir.path().join("shared");
+    fs::create_dir_all(shared.join("c/rootfs/bin")).unwrap();
+    fs::copy("/bin/busybox", shared.join("c/rootfs/bin/busybox")).unwrap();
+    fs::create_dir(shared.join("config")).unwrap();
+    fs::write(shared.join("config/key"), "before").unwrap();
+    let mut guest = Guest::boot_as(&dist, Machine { kind: vmm::Machine::Q35, ..Machine::default() }).await.unwrap();
+    let client = guest.connect().await.unwrap();
+    let _daemon = share(&mut guest, &shared, "kataShared").await;
+    let base = "/run/kata-containers/shared/containers";
+    let request = CreateSandboxRequest {
+        sandbox_id: "pod".into(),
+        storages: vec![Storage {
+            driver: "virtio-fs".into(),
+            source: "kataShared".into(),
+            fstype: "virtiofs".into(),
+            mount_point: base.into(),
+            ..Storage::new()
+        }],
+        ..CreateSandboxRequest::new()
+    };
+    let begun = Instant::now();
+    // The guest's kernel has to find the device first.
+    while let Err(error) = client.agent.create_sandbox(limit(), &request).await {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
+    }
+    let watched = Storage {
+        driver: "watchable-bind".into(),
+        source: format!("{base}/config"),
+        fstype: "bind".into(),
+        mount_point: "/run/kata-containers/config".into(),
+        options: vec!["bind".into(), "ro".into()],
+        ..Storage::new()
+    };
+    let script = "busybox cat /config/key; > /looked; until busybox grep -q after /config/key; do busybox usleep 100000; done; busybox cat /config/key";
+    let mut spec = suite::spec_json("c", &format!("{base}/c/rootfs"), &["busybox", "sh", "-c", script], false);
+    let bind =
+        json!({ "destination": "/config", "type": "bind", "source": watched.mount_point, "options": ["bind", "ro"] });
+    spec["mounts"].as_array_mut().unwrap().push(bind);
+    let change = async {
+        while !shared.join("c/rootfs/looked").exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await; // until the container has looked
+        }
+        fs::write(shared.join("config/key"), "after").unwrap();
+    };
+    let (ended, ()) = tokio::join!(run(&client, "c", spec, vec![watched]), change);
+    let (code, said) = ended.unwrap();
+    assert!(code == 0 && said.ends_with("after"), "{code} {said}");
 }
 
 /// How the container ends, and what it says.
