@@ -20,7 +20,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::container::stream::{self, Pipe};
 use crate::listener::{Caller, Listener};
@@ -41,8 +41,12 @@ const PIECE: usize = 4096;
 /// How long a shell may take to end after its terminal, and a terminal's last output after its shell.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// The pause before another shell on the guest's own console.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long a shell may take to take what was typed.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
+
+/// The pauses before another shell on the guest's own console: each is twice the one before, until one shell has lasted longer.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A session did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -96,11 +100,20 @@ impl Consoles {
 
     /// One shell after the other on the terminal `path`, for as long as the policy allows them.
     pub async fn serve_terminal(self: Arc<Self>, path: &Path) {
+        let mut pause = FIRST_PAUSE;
         loop {
+            let begun = Instant::now();
             if let Err(error) = self.session_on(path).await {
-                return tracing::warn!("debug console on {path:?}: {}", crate::chain(&error));
+                tracing::warn!("debug console on {path:?}: {}", crate::chain(&error));
+                if matches!(error, Error::Denied(_)) {
+                    return;
+                }
             }
-            sleep(PAUSE).await;
+            if begun.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
 
@@ -127,12 +140,13 @@ impl Consoles {
         self.policy.admit(DebugConsoleRequest::new()).await?;
         let (terminal, theirs) = terminal().map_err(Error::Terminal)?;
         let mut shell = shell(&theirs).map_err(Error::Shell)?;
+        let group = shell.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         drop(theirs);
         let named = port.map(|port| self.name(port, &terminal));
         carry(stream, &terminal, &mut shell).await;
         drop(named);
         drop(terminal); // its processes get SIGHUP
-        end(shell).await;
+        end(shell, group).await;
         tracing::info!(port, "DEBUG CONSOLE: closed");
         Ok(())
     }
@@ -197,7 +211,9 @@ async fn carry(stream: &mut Stream, terminal: &Pipe, shell: &mut Child) {
     let input = async {
         let mut data = [0; PIECE];
         while let Ok(length @ 1..) = from.read(&mut data).await {
-            if stream::write_all(terminal, data.get(..length).unwrap_or_default()).await.is_err() {
+            // Who does not read for so long may have a caller that has hung up, which is seen only by reading on.
+            let written = stream::write_all(terminal, data.get(..length).unwrap_or_default());
+            if !timeout(TAKEN_WITHIN, written).await.is_ok_and(|written| written.is_ok()) {
                 return;
             }
         }
@@ -221,12 +237,12 @@ async fn carry(stream: &mut Stream, terminal: &Pipe, shell: &mut Child) {
 }
 
 /// End `shell`, whose terminal is gone, and its process group.
-async fn end(mut shell: Child) {
-    let group = shell.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    if timeout(GRACE, shell.wait()).await.is_err()
-        && let Some(group) = group
-    {
-        let _ = kill_process_group(group, Signal::KILL); // it has ended meanwhile
+async fn end(mut shell: Child, group: Option<Pid>) {
+    let ended = timeout(GRACE, shell.wait()).await;
+    if let Some(group) = group {
+        let _ = kill_process_group(group, Signal::KILL); // all of it has ended
+    }
+    if ended.is_err() {
         let _ = shell.wait().await;
     }
 }

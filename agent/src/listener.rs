@@ -59,7 +59,8 @@ impl Listener {
         loop {
             match self.accept().await {
                 Ok(Some(caller)) => return caller,
-                Ok(None) => tracing::warn!("a connection for {} that is not the host's is closed", self.purpose),
+                // Quietly: whoever it is can do so as often as it likes.
+                Ok(None) => tracing::debug!("a connection for {} that is not the host's is closed", self.purpose),
                 Err(error) => {
                     tracing::warn!("accept a connection for {}: {error}", self.purpose);
                     sleep(PAUSE).await;

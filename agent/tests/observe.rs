@@ -99,6 +99,18 @@ async fn find(lines: &mut Lines<BufReader<UnixStream>>, text: &str) -> String {
     timeout(SOON, found).await.unwrap_or_else(|_| panic!("no line holds {text:?}"))
 }
 
+/// Types `line` until the answer is `text`: a shell that is just taking over its terminal may throw away what was typed before.
+async fn type_until(lines: &mut Lines<BufReader<UnixStream>>, line: &str, text: &str) {
+    let begun = Instant::now();
+    loop {
+        lines.get_mut().write_all(line.as_bytes()).await.unwrap();
+        if timeout(Duration::from_secs(2), find(lines, text)).await.is_ok() {
+            return;
+        }
+        assert!(begun.elapsed() < SOON, "{line:?} is not answered");
+    }
+}
+
 async fn set(client: &GuestClient, level: &str) -> ttrpc::Result<String> {
     let request = SetLogLevelRequest { level: level.into(), ..SetLogLevelRequest::new() };
     client.set_log_level(limit(), &request).await.map(|answer| answer.previous)
@@ -136,17 +148,15 @@ async fn a_debug_consoles_terminal_has_the_size_that_the_host_says() {
     let client = agent.connect().await;
     let socket = UnixSocket::new_stream().unwrap();
     socket.bind(agent.path("7")).unwrap();
-    let mut console = socket.connect(agent.path("console")).await.unwrap();
-    console.write_all(b"echo h''ere\n").await.unwrap();
+    let console = socket.connect(agent.path("console")).await.unwrap();
     let mut lines = BufReader::new(console).lines();
-    find(&mut lines, "here").await;
+    type_until(&mut lines, "echo h''ere\n", "here").await;
     let resize = async |port| {
         let request = ResizeConsoleRequest { port, row: 43, column: 132, ..ResizeConsoleRequest::new() };
         client.resize_console(limit(), &request).await
     };
     resize(7).await.unwrap();
-    lines.get_mut().write_all(b"stty size\n").await.unwrap();
-    find(&mut lines, "43 132").await;
+    type_until(&mut lines, "stty size\n", "43 132").await;
     let error = resize(8).await.unwrap_err().to_string();
     assert!(error.contains("no debug console is open from port 8"), "{error}");
 }

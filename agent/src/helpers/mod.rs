@@ -54,9 +54,18 @@ pub struct Helpers {
 struct Supervised {
     helper: Helper,
     starts: AtomicU64,
-    is_ready: watch::Sender<bool>,
+    readiness: watch::Sender<Readiness>,
     /// When it must have ended, once it is asked to.
     end_by: watch::Sender<Option<Instant>>,
+}
+
+/// Whether those can start that need a helper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Readiness {
+    Pending,
+    Ready,
+    /// They need not wait any more.
+    GivenUp,
 }
 
 impl Helpers {
@@ -71,8 +80,8 @@ impl Helpers {
 
     fn of(helpers: Vec<Helper>, patience: Duration) -> Helpers {
         let supervised = |helper| {
-            let (is_ready, end_by) = (watch::Sender::new(false), watch::Sender::new(None));
-            Arc::new(Supervised { helper, starts: AtomicU64::new(0), is_ready, end_by })
+            let (readiness, end_by) = (watch::Sender::new(Readiness::Pending), watch::Sender::new(None));
+            Arc::new(Supervised { helper, starts: AtomicU64::new(0), readiness, end_by })
         };
         Helpers { helpers: helpers.into_iter().map(supervised).collect(), patience, tasks: Mutex::default() }
     }
@@ -107,15 +116,20 @@ impl Supervised {
     async fn run(self: Arc<Self>, needed: Vec<Arc<Supervised>>, patience: Duration) {
         let mut ending = self.end_by.subscribe();
         tokio::select! {
-            () = self.wait_for(&needed, patience) => {}
+            () = self.wait_for(&needed) => {}
             _ = ending.wait_for(Option::is_some) => return,
         }
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, first) = (FIRST_PAUSE, Instant::now());
         loop {
             let begun = Instant::now();
             let ended = self.once(patience).await;
-            self.is_ready.send_replace(false);
-            if self.end_by.borrow().is_some() || !self.is_wanted(&ended) {
+            let again = self.is_wanted(&ended);
+            self.readiness.send_replace(match &ended {
+                Ok(status) if status.success() && !again => Readiness::Ready,
+                _ if again && first.elapsed() < patience => Readiness::Pending,
+                _ => Readiness::GivenUp,
+            });
+            if self.end_by.borrow().is_some() || !again {
                 return;
             }
             if begun.elapsed() >= STARTED_WELL {
@@ -128,12 +142,13 @@ impl Supervised {
         }
     }
 
-    async fn wait_for(&self, needed: &[Arc<Supervised>], patience: Duration) {
+    /// Each of them is ready in its time, or gives up.
+    async fn wait_for(&self, needed: &[Arc<Supervised>]) {
         for other in needed {
-            let mut ready = other.is_ready.subscribe();
-            if timeout(patience, ready.wait_for(|ready| *ready)).await.is_err() {
-                let (helper, other) = (&self.helper.name, &other.helper.name);
-                tracing::error!(helper, "{other} is not ready after {patience:?}; started without it");
+            let mut readiness = other.readiness.subscribe();
+            let known = readiness.wait_for(|readiness| *readiness != Readiness::Pending).await;
+            if known.is_ok_and(|readiness| *readiness == Readiness::GivenUp) {
+                tracing::error!(helper = self.helper.name, "{} is not ready; started without it", other.helper.name);
             }
         }
     }
@@ -152,35 +167,51 @@ impl Supervised {
     }
 
     async fn start(&self, patience: Duration) -> io::Result<ExitStatus> {
-        let socket = self.helper.ready.as_deref().map(Awaited::new).transpose()?;
+        let socket = self
+            .helper
+            .ready
+            .as_deref()
+            .map(|path| Awaited::new(path, self.helper.uid, self.helper.gid))
+            .transpose()?;
         let (mut child, output) = self.helper.spawn()?;
+        let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let name = self.helper.name.clone();
         tokio::spawn(log(name, output));
         let ready = async {
-            self.until_ready(socket.as_ref(), patience).await;
+            self.until_ready(socket, patience).await;
             std::future::pending::<()>().await;
         };
         let mut ending = self.end_by.subscribe();
         let end_by = tokio::select! {
-            ended = child.wait() => return ended,
+            ended = child.wait() => {
+                send(group, Signal::KILL); // what it has left
+                return ended;
+            }
             end_by = ending.wait_for(Option::is_some) => end_by.ok().and_then(|end_by| *end_by),
             () = ready => None,
         };
-        end(child, end_by.unwrap_or_else(Instant::now)).await
+        end(child, group, end_by.unwrap_or_else(Instant::now)).await
     }
 
-    /// Waits until it is ready, and has others know.
-    async fn until_ready(&self, socket: Option<&Awaited>, patience: Duration) {
+    /// Waits until it is ready, and has others know. Nothing is watched for any longer.
+    async fn until_ready(&self, socket: Option<Awaited>, patience: Duration) {
         let helper = self.helper.name.as_str();
-        if let Some(socket) = socket {
-            match timeout(patience, socket.appears()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return tracing::error!(helper, "wait for {:?}: {error}", self.helper.ready),
-                Err(_) => return tracing::error!(helper, "{:?} is not there after {patience:?}", self.helper.ready),
+        let is_there = match &socket {
+            Some(socket) => timeout(patience, socket.appears()).await,
+            None => Ok(Ok(())),
+        };
+        let readiness = match is_there {
+            Ok(Ok(())) => Readiness::Ready,
+            Ok(Err(error)) => {
+                tracing::error!(helper, "wait for {:?}: {error}", self.helper.ready);
+                Readiness::GivenUp
             }
-        }
-        tracing::info!(helper, "the helper is ready");
-        self.is_ready.send_replace(true);
+            Err(_) => {
+                tracing::error!(helper, "{:?} is not there after {patience:?}", self.helper.ready);
+                Readiness::GivenUp
+            }
+        };
+        self.readiness.send_replace(readiness);
     }
 
     fn is_wanted(&self, ended: &io::Result<ExitStatus>) -> bool {
@@ -210,17 +241,20 @@ impl Helper {
     }
 }
 
-/// Have `child` end, and kill what is left of it at `end_by`.
-async fn end(mut child: Child, end_by: Instant) -> io::Result<ExitStatus> {
-    let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let send = |signal| group.map(|group| kill_process_group(group, signal)); // ESRCH once it has ended
-    send(Signal::TERM);
-    match timeout_at(end_by, child.wait()).await {
+/// Have `child` end, and kill what is left of its group then, or at `end_by`.
+async fn end(mut child: Child, group: Option<Pid>, end_by: Instant) -> io::Result<ExitStatus> {
+    send(group, Signal::TERM);
+    let ended = timeout_at(end_by, child.wait()).await;
+    send(group, Signal::KILL);
+    match ended {
         Ok(ended) => ended,
-        Err(_) => {
-            send(Signal::KILL);
-            child.wait().await
-        }
+        Err(_) => child.wait().await,
+    }
+}
+
+fn send(group: Option<Pid>, signal: Signal) {
+    if let Some(group) = group {
+        let _ = kill_process_group(group, signal); // ESRCH once all have ended
     }
 }
 

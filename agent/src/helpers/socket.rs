@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::inotify;
@@ -21,10 +21,14 @@ pub struct Awaited {
 }
 
 impl Awaited {
-    /// Watch for `path`, where nothing is left of an earlier socket. Its directory is made if there is none.
-    pub fn new(path: &Path) -> io::Result<Awaited> {
+    /// Watch for `path`, where nothing is left of an earlier socket. Its directory is made if there is none, as the user's who
+    /// will put it there.
+    pub fn new(path: &Path, uid: u32, gid: u32) -> io::Result<Awaited> {
         let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        fs::create_dir_all(directory)?;
+        if !directory.exists() {
+            fs::create_dir_all(directory)?;
+            chown(directory, Some(uid), Some(gid))?;
+        }
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -15,9 +15,9 @@ fn helpers(patience: Duration, scripts: &[(&str, &str, serde_json::Value)]) -> H
     Helpers::of(table::parse(&table.to_string()).unwrap(), patience)
 }
 
-async fn until(helpers: &Helpers, index: usize, is_ready: bool) {
-    let mut ready = helpers.helpers[index].is_ready.subscribe();
-    timeout(SOON, ready.wait_for(|ready| *ready == is_ready)).await.unwrap().unwrap();
+async fn until_ready(helpers: &Helpers, index: usize) {
+    let mut readiness = helpers.helpers[index].readiness.subscribe();
+    timeout(SOON, readiness.wait_for(|readiness| *readiness == Readiness::Ready)).await.unwrap().unwrap();
 }
 
 async fn finished(helpers: &Helpers) {
@@ -104,7 +104,7 @@ async fn they_are_asked_to_end_in_reverse_order_and_killed_if_they_do_not() {
     );
     helpers.start();
     for index in 0..3 {
-        until(&helpers, index, true).await;
+        until_ready(&helpers, index).await;
     }
     let begun = Instant::now();
     helpers.end().await;
@@ -122,7 +122,7 @@ async fn one_starts_without_the_other_when_that_is_not_ready_in_time() {
     let second = helpers.tasks.lock().unwrap().remove(1);
     timeout(SOON, second).await.unwrap().unwrap();
     assert_eq!(helpers.starts()[1].1, 1);
-    assert!(!*helpers.helpers[0].is_ready.borrow());
+    assert_eq!(*helpers.helpers[0].readiness.borrow(), Readiness::GivenUp);
 }
 
 #[tokio::test]
@@ -149,4 +149,34 @@ async fn output_is_told_line_by_line_and_an_endless_line_in_pieces() {
     each_line(text.as_slice(), |line| told.lock().unwrap().push(line.to_owned())).await;
     let told = told.into_inner().unwrap();
     assert_eq!(told.iter().map(String::len).collect::<Vec<_>>(), [3, 3, 1024, 976, 3]);
+}
+
+#[tokio::test]
+async fn what_has_finished_is_ready_for_those_that_need_it() {
+    let never = json!({ "restart": "never" });
+    let slow = json!({ "restart": "never", "after": ["once"] });
+    let last = json!({ "restart": "never", "after": ["slow", "once"] });
+    let helpers = helpers(SOON, &[("once", "true", never), ("slow", "sleep 0.3", slow), ("last", "true", last)]);
+    let begun = Instant::now();
+    helpers.start();
+    finished(&helpers).await;
+    assert!(begun.elapsed() < SOON / 2);
+    assert!(helpers.helpers.iter().all(|one| *one.readiness.borrow() == Readiness::Ready));
+}
+
+#[tokio::test]
+async fn what_a_helper_leaves_behind_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid = dir.path().join("pid");
+    let script = format!("sleep 1000 & echo $! >{}", pid.display());
+    let helpers = helpers(SOON, &[("a", &script, json!({}))]);
+    helpers.start();
+    finished(&helpers).await;
+    let left = fs::read_to_string(pid).unwrap();
+    let state = || fs::read_to_string(format!("/proc/{}/stat", left.trim())).unwrap_or_else(|_| "(sleep) Z".into());
+    let begun = Instant::now();
+    while !state().contains("(sleep) Z") {
+        assert!(begun.elapsed() < SOON, "{}", state());
+        tokio::task::yield_now().await;
+    }
 }

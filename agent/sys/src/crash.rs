@@ -66,11 +66,11 @@ extern "C" fn strike(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut li
         if libc::getpid() == record.owner {
             libc::write(record.file.as_raw_fd(), text.as_ptr().cast(), text.len()); // nobody is left to hear that it failed
         }
-        if (*info).si_code > 0 {
+        if (*info).si_code > 0 && signal != libc::SIGSYS {
             // What the program did happens again on return, and then as before.
             libc::sigaction(signal, previous, std::ptr::null_mut());
         } else {
-            // A process has sent it, and it would not come again.
+            // A process has sent it, or a system call was refused: it would not come again.
             libc::signal(signal, libc::SIG_DFL);
             libc::raise(signal);
         }

@@ -2,6 +2,7 @@
 //! has as many descriptors, threads, mounts and cgroups as before, and as much memory.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -26,6 +27,9 @@ const REST: Duration = Duration::from_secs(15);
 
 /// How long what was abandoned may take to go.
 const GONE_WITHIN: Duration = Duration::from_secs(90);
+
+/// How many of what one client has abandoned are looked after, for they may still have been in the making the time before.
+const RECENT: usize = 8;
 
 /// How much more memory it may have, in KiB.
 const MORE: u64 = 1024;
@@ -92,7 +96,7 @@ async fn main() -> Result<()> {
 struct Soak<'a> {
     agent: &'a Process,
     root: &'a str,
-    /// What clients have begun that hung up: some of it may still be in the making.
+    /// What clients have begun that hung up last: some of it may still be in the making.
     abandoned: RefCell<Vec<String>>,
 }
 
@@ -102,7 +106,7 @@ impl Soak<'_> {
         let lives = async |number: u64| -> Result<u64> {
             let mut chance = Chance(args.seed.wrapping_mul(1000).wrapping_add(number));
             let mut client = self.agent.connect().await?;
-            let mut count = 0;
+            let (mut count, mut abandoned) = (0, VecDeque::new());
             while goes_on(count) {
                 let id = format!("soak-{number}-{count}");
                 count += 1;
@@ -111,12 +115,18 @@ impl Soak<'_> {
                     let patience = Duration::from_millis(chance.below(30));
                     let _ = tokio::time::timeout(patience, self.life(&client, &id, &mut chance)).await;
                     client = self.agent.connect().await?;
-                    self.end(&client, &id).await?;
-                    self.abandoned.borrow_mut().push(id);
+                    abandoned.push_back(id);
+                    for id in &abandoned {
+                        self.end(&client, id).await?;
+                    }
+                    if abandoned.len() > RECENT {
+                        abandoned.pop_front();
+                    }
                 } else {
                     self.life(&client, &id, &mut chance).await.with_context(|| id.clone())?;
                 }
             }
+            self.abandoned.borrow_mut().extend(abandoned);
             Ok(count)
         };
         Ok(try_join_all((0..args.clients).map(lives)).await?.into_iter().sum())
