@@ -13,25 +13,30 @@ SHARE   := $(DIST)/share/nacre
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nacre
 PREFIX  ?= /usr/local
 RECIPE  ?= minimal
+RECIPES := $(sort $(wildcard rootfs-recipes/*.toml))
+LOCK    := rootfs-recipes/packages.lock
 
 # Everything that a Debian machine with git, make and Rust lacks. qemu-utils is left out on purpose: a backported one
 # conflicts with Debian 12's qemu-system-x86.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
             linux-source-6.12 flex bison bc libelf-dev xz-utils lz4 zstd rsync \
-            squashfs-tools ca-certificates \
+            squashfs-tools erofs-utils e2fsprogs systemd-boot-efi ca-certificates \
             qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils gpg gpg-agent runc crun \
-            podman conmon containerd umoci erofs-utils cryptsetup-bin xfsprogs curl
+            podman conmon containerd umoci cryptsetup-bin fdisk ovmf xfsprogs curl python3-venv systemd
 
 # A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic. Packed relocations are three
-# hundred kilobytes less to load at boot and to keep in memory.
-STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" \
+# hundred kilobytes less to load at boot and to keep in memory. Where the sources lie must not be seen in what is built.
+STATIC := RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
+          --remap-path-prefix=$(CURDIR)=/nacre --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo" \
           cargo build --locked --release --target $(TARGET)
 
 say = @printf '\033[1m==>\033[0m %s\n' "$(1)"
 # Copies only what changed, so that what depends on it stays up to date.
 put = @mkdir -p $(dir $(2)); cmp -s $(1) $(2) || install -m $(3) $(1) $(2)
 
-.PHONY: help setup kernel image agent host run test test-unit test-vm bench soak fmt lint install clean
+build = $(DIST)/bin/nacre-image build $(1) --locked --agent $(DIST)/bin/nacre-agent --kernel $(SHARE)/vmlinux --out $(SHARE)
+
+.PHONY: help setup kernel image images reproduce lock agent host run test test-unit test-vm bench soak fmt lint install clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,11 +67,21 @@ host: setup ## Build the host's programs: nacre, nacre-image, and the engines' c
 
 kernel: host ## Build the guest kernel from Debian's source (once; cached by content)
 	$(call say,kernel: Debian's linux-source-6.12 with kernel-config/)
-	@$(DIST)/bin/nacre-image kernel --config-dir kernel-config --out $(SHARE)
+	@$(DIST)/bin/nacre-image kernel --config-dir kernel-config --lock $(LOCK) --out $(SHARE)
 
-image: agent kernel ## Build the guest image of rootfs-recipes/$(RECIPE).toml
+image: agent kernel ## Build the guest image of rootfs-recipes/$(RECIPE).toml, from the packages that are locked
 	$(call say,image: rootfs-recipes/$(RECIPE).toml)
-	@$(DIST)/bin/nacre-image build rootfs-recipes/$(RECIPE).toml --agent $(DIST)/bin/nacre-agent --kernel $(SHARE)/vmlinux --out $(SHARE)
+	@$(call build,rootfs-recipes/$(RECIPE).toml)
+
+images: agent kernel ## Build the guest images of all recipes
+	$(call say,images: rootfs-recipes/)
+	@$(foreach recipe,$(RECIPES),$(call build,$(recipe));)
+
+reproduce: images ## Build everything once more as another user, elsewhere, on one processor, and compare (KEEP_KERNEL=1 spares the kernel)
+	@image-builder/reproduce.sh $(if $(KEEP_KERNEL),--keep-kernel)
+
+lock: host ## Move the lock of packages and of the kernel's source on to what Debian has today
+	@$(DIST)/bin/nacre-image lock --update $(RECIPES)
 
 run: image ## Boot a VM that pulls a demo image from a registry of its own and runs it
 	@cargo build --locked --quiet -p nacre-tests --bin nacre-demo
@@ -79,11 +94,11 @@ test-unit: setup ## Run the tests that need no VM
 	@cargo build --locked --quiet -p nacre-agent -p nacre-pull -p nacre-jail --bins
 	@cargo test --locked --workspace -- --skip vm_
 
-test-vm: image ## Run the tests against real guests
+test-vm: images ## Run the tests against real guests
 	$(call say,tests against real guests)
 	@NACRE_DIST=$(abspath $(DIST)) cargo test --locked -p nacre-tests -- vm_
 
-bench: image ## Measure sizes, boot, memory and speed beside named peers (ONLY=prefix for a part)
+bench: images ## Measure sizes, boot, memory and speed beside named peers (ONLY=prefix for a part)
 	@cargo build --locked --quiet --release -p nacre-tests --bin nacre-bench
 	@target/release/nacre-bench --dist $(DIST) $(if $(ONLY),--only $(ONLY))
 

@@ -1,8 +1,10 @@
-//! The guest kernel: Debian's source, `allnoconfig` plus our fragments, an uncompressed ELF with a PVH entry.
+//! The guest kernel: Debian's source, `allnoconfig` plus our fragments, once as an uncompressed ELF with a PVH entry and once compressed, as firmware
+//! wants it.
 //!
 //! The result is kept under the digest of everything that shapes it, so that it is built once a machine and not once a checkout.
 
 pub mod config;
+pub mod required;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,12 +13,17 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::elf;
+use crate::kernel::config::Wanted;
+use crate::kernel::required::Required;
 use crate::manifest::{self, Kernel};
 use crate::run::{run, run_long, say, stop_flag};
-use crate::{elf, kernel::config::Wanted};
 
 /// Raise it when the way of building changes the result.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
+
+/// What a kernel is kept as.
+const FILES: [&str; 5] = ["vmlinux", "bzImage", "System.map", "vmlinux.config", "vmlinux.manifest.json"];
 
 /// The note that tells a VMM where to enter: `XEN_ELFNOTE_PHYS32_ENTRY` (include/xen/interface/elfnote.h).
 const PVH_NOTE: u32 = 18;
@@ -24,8 +31,10 @@ const PVH_NOTE: u32 = 18;
 /// What to build.
 #[derive(Debug)]
 pub struct Request {
-    /// The directory with the fragments, `*.config`.
+    /// The directory with the fragments, `*.config`, and `required.toml`.
     pub fragments: PathBuf,
+    /// Names of fragments in its directory `optional`.
+    pub with: Vec<String>,
     /// The source's archive.
     pub source: PathBuf,
     /// Where finished kernels are kept.
@@ -39,20 +48,24 @@ pub struct Request {
 /// # Errors
 /// A fragment that is malformed, an option that did not survive, a tool that is missing or failed.
 pub fn build(request: &Request) -> Result<()> {
-    let wanted = Wanted::read(&request.fragments)?;
+    let wanted = Wanted::read(&request.fragments, &request.with)?;
+    let required = Required::read(&request.fragments.join("required.toml"), &request.with)?;
     ensure!(
         request.source.exists(),
         "{} is missing: install Debian's package linux-source-6.12 (make setup does)",
         request.source.display()
     );
     let source_sha256 = manifest::digest_file(&request.source)?;
-    let toolchain = vec![first_line("gcc")?, first_line("ld")?];
+    let toolchain = vec![first_line("gcc")?, first_line("ld")?, first_line("lz4")?];
     let key = manifest::digest([RECIPE, &source_sha256, &wanted.text(), &toolchain.join("\n")].join("\0").as_bytes());
     let kept = request.cache.join("kernel").join(&key[..32]);
     if !kept.join("vmlinux.manifest.json").exists() {
         build_into(&kept, request, &wanted, source_sha256, toolchain)?;
     }
-    for name in ["vmlinux", "vmlinux.config", "vmlinux.manifest.json"] {
+    let config = fs::read_to_string(kept.join("vmlinux.config")).context("read the kept configuration")?;
+    required.check(&config)?;
+    manifest::publish_json(&request.out.join("required.json"), &required.seen())?;
+    for name in FILES {
         let bytes = fs::read(kept.join(name)).with_context(|| format!("read {name} in {}", kept.display()))?;
         manifest::publish(&request.out.join(name), &bytes)?;
     }
@@ -82,19 +95,27 @@ fn build_into(
     fs::write(&merged, wanted.text()).context("write the merged configuration")?;
     run(make(&tree).arg(format!("KCONFIG_ALLCONFIG={}", merged.display())).arg("allnoconfig"))?;
     let config = fs::read_to_string(tree.join(".config")).context("read the final configuration")?;
-    let lost = wanted.lost(&config, &tree);
-    if !lost.is_empty() {
-        bail!("these options did not survive:\n  {}", lost.join("\n  "));
+    let faults = wanted.faults(&config, &tree)?;
+    if !faults.is_empty() {
+        bail!("the configuration is not what was asked for:\n  {}", faults.join("\n  "));
     }
+    run(make(&tree).arg("olddefconfig"))?;
+    let again = fs::read_to_string(tree.join(".config")).context("read the final configuration again")?;
+    ensure!(again == config, "the configuration changes when it is completed a second time");
     let jobs = thread::available_parallelism().map_or(2, |n| n.get());
-    run_long(make(&tree).arg(format!("-j{jobs}")).arg("vmlinux"), &log, "kernel: compile", &stop)?;
+    run_long(make(&tree).arg(format!("-j{jobs}")).args(["vmlinux", "bzImage"]), &log, "kernel: compile", &stop)?;
 
     let result = work.path().join("result");
     fs::create_dir(&result).context("make a directory for the result")?;
     let vmlinux = result.join("vmlinux");
-    run(Command::new("strip").arg("--strip-all").arg("-o").arg(&vmlinux).arg(tree.join("vmlinux")))?;
+    // Where memory is encrypted in place lies behind all that is zero, which would become part of the file. No PVH guest does that.
+    let strip = ["--strip-all", "--remove-section=.init.scratch", "-o"];
+    run(Command::new("strip").args(strip).arg(&vmlinux).arg(tree.join("vmlinux")))?;
+    fs::copy(tree.join("System.map"), result.join("System.map")).context("keep the names of the kernel's addresses")?;
     let bytes = fs::read(&vmlinux).context("read the kernel")?;
     ensure!(elf::has_note(&bytes, "Xen", PVH_NOTE)?, "the kernel has no PVH entry: is CONFIG_PVH set?");
+    let bz_image = result.join("bzImage");
+    fs::copy(tree.join("arch/x86/boot/bzImage"), &bz_image).context("take the compressed kernel")?;
     fs::write(result.join("vmlinux.config"), &config).context("keep the configuration")?;
     let source_version = source_version(&request.source);
     let facts = Kernel {
@@ -103,7 +124,7 @@ fn build_into(
         config_sha256: manifest::digest(config.as_bytes()),
         toolchain,
         kaslr: false,
-        outputs: vec![manifest::output(&vmlinux)?],
+        outputs: vec![manifest::output(&vmlinux)?, manifest::output(&bz_image)?],
     };
     manifest::publish_json(&result.join("vmlinux.manifest.json"), &facts)?;
     match fs::rename(&result, kept) {
@@ -116,12 +137,14 @@ fn build_into(
 /// Nothing of the machine, the user or the hour goes into the result.
 fn make(tree: &Path) -> Command {
     let mut command = Command::new("make");
-    command.current_dir(tree).env_remove("MAKEFLAGS").env_remove("MFLAGS").args([
+    command.current_dir(tree).env_remove("MAKEFLAGS").env_remove("MFLAGS").env("LC_ALL", "C").env("TZ", "UTC").args([
         "ARCH=x86_64",
         "KBUILD_BUILD_TIMESTAMP=@0",
         "KBUILD_BUILD_USER=nacre",
         "KBUILD_BUILD_HOST=nacre",
         "KBUILD_BUILD_VERSION=1",
+        "KCONFIG_NOTIMESTAMP=1",
+        "LOCALVERSION=",
     ]);
     command
 }

@@ -1,10 +1,14 @@
 //! `nacre-image`: the command line of the builder.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
-use nacre_image::{image, kernel};
+use nacre_image::lock::{self, Lock};
+use nacre_image::measure::command::{self as measure, Measure};
+use nacre_image::{diff, image, inspect, kernel, verify};
 
 /// Builds the guest: a kernel, and an image for it.
 #[derive(Debug, Parser)]
@@ -12,7 +16,8 @@ use nacre_image::{image, kernel};
     version,
     after_help = "Examples:
   nacre-image kernel --config-dir kernel-config --out out
-  nacre-image build rootfs-recipes/minimal.toml --agent nacre-agent --kernel out/vmlinux --out out"
+  nacre-image build rootfs-recipes/minimal.toml --locked --agent nacre-agent --kernel out/vmlinux --out out
+  nacre-image lock --update rootfs-recipes/*.toml"
 )]
 struct Args {
     #[command(subcommand)]
@@ -24,55 +29,155 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build the guest kernel, an uncompressed ELF with a PVH entry
+    /// Build the guest kernel: vmlinux for a fast boot, bzImage for firmware
     Kernel {
         /// The directory with the fragments (*.config)
         #[arg(long, value_name = "DIR", default_value = "kernel-config")]
         config_dir: PathBuf,
+        /// A fragment of its directory `optional` to add, as `debug`
+        #[arg(long, value_name = "NAME")]
+        with: Vec<String>,
         /// Debian's kernel source
-        #[arg(long, value_name = "FILE", default_value = "/usr/src/linux-source-6.12.tar.xz")]
+        #[arg(long, value_name = "FILE", default_value = KERNEL_SOURCE)]
         source: PathBuf,
-        /// Where vmlinux, its configuration and its manifest go
+        /// The lock whose kernel source it must be
+        #[arg(long, value_name = "FILE")]
+        lock: Option<PathBuf>,
+        /// Where the kernels, their configuration and manifest go
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Build an initrd from a recipe
+    /// Build an image from a recipe
     Build {
         /// The recipe
         recipe: PathBuf,
+        /// Take the packages that packages.lock beside the recipe names, and no others [without: what Debian has today]
+        #[arg(long)]
+        locked: bool,
         /// The agent, a static binary: the image's /init
         #[arg(long, value_name = "FILE")]
         agent: PathBuf,
         /// The kernel whose manifest the image's repeats
         #[arg(long, value_name = "FILE")]
         kernel: Option<PathBuf>,
-        /// Where the initrd and its manifest go
+        /// Where the image and its manifest go
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Write packages.lock beside recipes: their packages and the kernel's source, by version and SHA-256
+    Lock {
+        /// All recipes that share the lock
+        #[arg(required = true)]
+        recipes: Vec<PathBuf>,
+        /// Move what is locked on to what Debian has today, and say what changes
+        #[arg(long)]
+        update: bool,
+        /// Debian's kernel source
+        #[arg(long, value_name = "FILE", default_value = KERNEL_SOURCE)]
+        kernel_source: PathBuf,
+    },
+    /// Check images, or one file of an image, against a manifest, and say what differs
+    Verify {
+        /// A directory with images, or a file of one
+        path: PathBuf,
+        /// The manifest to check against, in place of those beside the files
+        #[arg(long, value_name = "FILE")]
+        manifest: Option<PathBuf>,
+    },
+    /// Show what an initrd, a disk, an extension or a program for firmware holds
+    Inspect {
+        /// The file, or a directory with such files
+        path: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare two files, or two directories with images: packages, files, options, sizes (exit code 0: the same, 1: different, 2: an error)
+    Diff {
+        /// The one
+        first: PathBuf,
+        /// The other
+        second: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what hardware and firmware will have measured once an image has booted
+    Measure {
+        #[command(subcommand)]
+        what: Measure,
+        /// As JSON
+        #[arg(long, global = true)]
+        json: bool,
+    },
 }
+
+/// Where Debian's package puts it.
+const KERNEL_SOURCE: &str = "/usr/src/linux-source-6.12.tar.xz";
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("nacre-image: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let failure = if matches!(args.command, Command::Diff { .. }) { ExitCode::from(2) } else { ExitCode::FAILURE };
+    run(args).unwrap_or_else(|error| {
+        eprintln!("nacre-image: {error:#}");
+        failure
+    })
 }
 
-fn run(args: Args) -> anyhow::Result<()> {
+fn run(args: Args) -> Result<ExitCode> {
     let cache =
         args.cache.or_else(default_cache).ok_or_else(|| anyhow::anyhow!("no home directory: say --cache DIR"))?;
     match args.command {
-        Command::Kernel { config_dir, source, out } => {
-            kernel::build(&kernel::Request { fragments: config_dir, source, cache, out })
+        Command::Kernel { config_dir, with, source, lock, out } => {
+            if let Some(locked) = lock.map(|file| Lock::read(&file)).transpose()?.and_then(|lock| lock.kernel) {
+                locked.check(&source)?;
+            }
+            kernel::build(&kernel::Request { fragments: config_dir, with, source, cache, out })
         }
-        Command::Build { recipe, agent, kernel, out } => {
-            image::build(&image::Request { recipe, agent, kernel, cache, out })
+        Command::Build { recipe, locked, agent, kernel, out } => {
+            image::build(&image::Request { recipe, locked, agent, kernel, cache, out })
         }
+        Command::Lock { recipes, update, kernel_source } => lock::lock(&recipes, &kernel_source, update),
+        Command::Verify { path, manifest } => check(&path, manifest.as_deref()),
+        Command::Inspect { path, json } => show(&path, json),
+        Command::Measure { what, json } => print(&measure::run(&what, json)?),
+        Command::Diff { first, second, json } => return compare(&first, &second, json),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(first: &Path, second: &Path, json: bool) -> Result<ExitCode> {
+    let found = diff::diff(first, second)?;
+    let text =
+        if json { serde_json::to_string_pretty(&found).context("write JSON")? + "\n" } else { diff::render(&found) };
+    print(&text)?;
+    Ok(ExitCode::from(u8::from(!found.is_empty())))
+}
+
+fn check(path: &Path, manifest: Option<&Path>) -> Result<()> {
+    let findings = verify::verify(path, manifest)?;
+    for name in &findings.good {
+        print(&format!("{name}: as the manifest says\n"))?;
+    }
+    for line in &findings.wrong {
+        print(&format!("{line}\n"))?;
+    }
+    ensure!(findings.wrong.is_empty(), "{} is not what the manifest says", path.display());
+    Ok(())
+}
+
+fn show(path: &Path, json: bool) -> Result<()> {
+    let all = inspect::inspect(path)?;
+    let text =
+        if json { serde_json::to_string_pretty(&all).context("write JSON")? + "\n" } else { inspect::render(&all) };
+    print(&text)
+}
+
+/// Whoever reads may stop when they have seen enough.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
+        _ => Ok(()),
     }
 }
 

@@ -5,66 +5,9 @@ use std::io::Read as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+pub use nacre_manifest::{Input, Kernel, Manifest, Output};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-
-/// A file and what it holds.
-#[derive(Debug, Clone, Serialize)]
-pub struct Output {
-    /// The file's name.
-    pub name: String,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// SHA-256 of its bytes, in hex.
-    pub sha256: String,
-}
-
-/// A Debian package that went in.
-#[derive(Debug, Clone, Serialize)]
-pub struct Input {
-    /// The package's name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// SHA-256 of the `.deb`, in hex.
-    pub sha256: String,
-}
-
-/// What `minimal.manifest.json` says.
-#[derive(Debug, Serialize)]
-pub struct Image {
-    /// The recipe's name.
-    pub name: String,
-    /// SHA-256 of the recipe's text.
-    pub recipe_sha256: String,
-    /// The packages, by name.
-    pub packages: Vec<Input>,
-    /// The agent's binary.
-    pub agent: Output,
-    /// The other programs of ours.
-    pub helpers: Vec<Output>,
-    /// What was built.
-    pub outputs: Vec<Output>,
-    /// The kernel's own manifest, where a kernel was named.
-    pub kernel: Option<serde_json::Value>,
-}
-
-/// What `vmlinux.manifest.json` says.
-#[derive(Debug, Serialize)]
-pub struct Kernel {
-    /// Debian's version of the source.
-    pub source_version: String,
-    /// SHA-256 of the source's archive.
-    pub source_sha256: String,
-    /// SHA-256 of the final configuration.
-    pub config_sha256: String,
-    /// The first line of the compiler's and the linker's version.
-    pub toolchain: Vec<String>,
-    /// The kernel is loaded where it was linked: no boot-time randomisation without a decompressor.
-    pub kaslr: bool,
-    /// What was built.
-    pub outputs: Vec<Output>,
-}
 
 /// SHA-256 of `bytes`, in hex.
 pub fn digest(bytes: &[u8]) -> String {

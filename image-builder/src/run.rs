@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -30,12 +30,27 @@ pub fn say(text: &str) {
 /// A program that is missing, or one that failed.
 pub fn run(command: &mut Command) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {name}"))?;
+    let output = output(command)?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         bail!("{name} failed ({}):\n{}", output.status, last_lines(&text));
     }
     Ok(output.stdout)
+}
+
+/// Runs `command`, whose failure is an answer: how it ended, and what it wrote.
+///
+/// # Errors
+/// A program that is missing.
+pub fn run_status(command: &mut Command) -> Result<(ExitStatus, String)> {
+    let output = output(command)?;
+    Ok((output.status, String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+fn output(command: &mut Command) -> Result<Output> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    // Their words are read, so they are those of no language.
+    command.env("LC_ALL", "C").stdin(Stdio::null()).output().with_context(|| format!("start {name}"))
 }
 
 /// Set once a person has asked to stop.

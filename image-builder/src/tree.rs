@@ -19,37 +19,69 @@ pub enum Node {
 
 /// Paths without a leading slash, and what stands there. Owner and group are 0 everywhere, and so is every time.
 #[derive(Debug, Default, Clone)]
-pub struct Tree(BTreeMap<String, Node>);
+pub struct Tree(BTreeMap<String, Owned>);
+
+/// A node, and who has put it there: nobody, for directories that appeared above others.
+#[derive(Debug, Clone)]
+struct Owned {
+    node: Node,
+    by: String,
+}
 
 impl Tree {
     /// Adds a node; directories above it appear with mode 0755.
     ///
     /// # Errors
-    /// A path that is not absolute, holds `.` or `..`, is taken, or leads through what is no directory.
+    /// As [`Tree::add_from`].
     pub fn add(&mut self, path: &str, node: Node) -> Result<()> {
-        let Some(relative) = path.strip_prefix('/') else { bail!("{path}: a path in an image is absolute") };
-        if relative.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            bail!("{path}: a path in an image has no empty part, . or ..");
+        self.add_from("", path, node)
+    }
+
+    /// Adds a node that `by` asks for. Errors say so, and who was there before.
+    ///
+    /// # Errors
+    /// A path that is not absolute, holds `.` or `..`, is taken, or leads through what is no directory.
+    pub fn add_from(&mut self, by: &str, path: &str, node: Node) -> Result<()> {
+        let here = if by.is_empty() { path.to_string() } else { format!("{by}: {path}") };
+        let Some(relative) = path.strip_prefix('/') else { bail!("{here}: a path in an image is absolute") };
+        if relative.contains('\0') || relative.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            bail!("{here}: a path in an image has no empty part, . or ..");
         }
         for (end, _) in relative.match_indices('/') {
             let above = &relative[..end];
             match self.0.get(above) {
-                None => drop(self.0.insert(above.to_string(), Node::Directory(0o755))),
-                Some(Node::Directory(_)) => {}
-                Some(_) => bail!("{path}: /{above} is no directory"),
+                None => {
+                    self.0.insert(above.to_string(), Owned { node: Node::Directory(0o755), by: String::new() });
+                }
+                Some(Owned { node: Node::Directory(_), .. }) => {}
+                Some(other) => bail!("{here}: /{above} is no directory{}", other.said()),
             }
         }
         match (self.0.get(relative), &node) {
-            (Some(Node::Directory(_)), Node::Directory(_)) | (None, _) => {}
-            (Some(_), _) => bail!("{path}: stands there already"),
+            (None, _) => {}
+            // Whoever says a directory's mode has the last word, unless somebody else has said another.
+            (Some(Owned { node: Node::Directory(old), by }), Node::Directory(new)) if by.is_empty() || old == new => {}
+            (Some(other), _) => bail!("{here}: stands there already{}", other.said()),
         }
-        self.0.insert(relative.to_string(), node);
+        self.0.insert(relative.to_string(), Owned { node, by: by.to_string() });
         Ok(())
+    }
+
+    /// Whether something stands at the absolute `path`.
+    pub fn contains(&self, path: &str) -> bool {
+        path.strip_prefix('/').is_some_and(|path| self.0.contains_key(path))
     }
 
     /// Every node, parents before their children.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
-        self.0.iter().map(|(path, node)| (path.as_str(), node))
+        self.0.iter().map(|(path, owned)| (path.as_str(), &owned.node))
+    }
+}
+
+impl Owned {
+    /// Who is to be blamed.
+    fn said(&self) -> String {
+        if self.by.is_empty() { String::new() } else { format!(" ({})", self.by) }
     }
 }
 
@@ -66,5 +98,17 @@ mod tests {
         for bad in ["a", "/", "/a/../b", "/a//b", "/a/b/c", "/a/b/c/d"] {
             assert!(tree.add(bad, Node::Symlink("x".into())).is_err(), "{bad}");
         }
+    }
+    #[test]
+    fn who_has_a_path_is_named_to_who_wants_it() {
+        let mut tree = Tree::default();
+        tree.add_from("one", "/a/b", Node::File(0o644, vec![])).unwrap();
+        let mut error = |path: &str, node| tree.add_from("two", path, node).unwrap_err().to_string();
+        assert_eq!(error("/a/b", Node::Symlink("x".into())), "two: /a/b: stands there already (one)");
+        assert_eq!(error("/a/b/c", Node::Symlink("x".into())), "two: /a/b/c: /a/b is no directory (one)");
+        tree.add_from("one", "/a", Node::Directory(0o700)).unwrap();
+        tree.add_from("two", "/a", Node::Directory(0o700)).unwrap();
+        assert!(tree.add_from("three", "/a", Node::Directory(0o755)).is_err());
+        assert!(tree.contains("/a/b") && !tree.contains("a/b"));
     }
 }

@@ -11,6 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nacre_manifest::command_line::READY_PORT;
 use nacre_sys::lifeline::die_with_parent;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use tokio::net::UnixListener;
@@ -22,9 +23,6 @@ use crate::vsock::Vsock;
 
 pub use qmp::Qmp;
 pub use spec::{Disk, MAX_DISKS, Machine, PORTS, VmSpec};
-
-/// The host port that the guest calls when it is ready.
-const READY_PORT: u32 = 1030;
 
 /// The window in which the TSC is measured; its error is then a few parts in 10^5.
 const TSC_WINDOW: Duration = Duration::from_millis(10);
@@ -73,7 +71,7 @@ impl Vm {
         let device = Vsock::start(&spec.vhost_socket(), &vsock)?;
         let tsc_khz = nacre_sys::tsc::frequency_khz(TSC_WINDOW);
         let mut command = Command::new(QEMU);
-        command.args(spec.arguments(tsc_khz)).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(spec.arguments(tsc_khz)?).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut qemu = spawn(command).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => anyhow!("{QEMU} is not installed: apt-get install qemu-system-x86"),
             _ => anyhow!(error).context(format!("start {QEMU}")),

@@ -2,13 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use super::READY_PORT;
+use anyhow::{Result, ensure};
+use nacre_manifest::{CommandLine, Root, command_line};
+
 use crate::accelerator::Accelerator;
-use crate::layout::Layout;
+use crate::layout::{Form, Layout};
 use crate::size::Size;
 
-/// How many disks there may be: a microvm with ACPI has 24 places for virtio, of which the vsock, the network and the random numbers take three.
-pub const MAX_DISKS: usize = 24 - 3;
+/// How many disks there may be: a microvm with ACPI has 24 places for virtio, of which the vsock, the network, the random numbers and the root
+/// take four.
+pub const MAX_DISKS: usize = 24 - 4;
+
+/// Firmware for a PC, as Debian's package ovmf has it.
+const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// How many places a [`Machine::Q35`] has for what is plugged in while it runs.
 pub const PORTS: u8 = 8;
@@ -64,6 +70,10 @@ impl Disk {
     }
 }
 
+fn path(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// A path as an option's value: a comma ends one there, and two are one.
 fn value(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
@@ -105,25 +115,52 @@ impl VmSpec {
 
     /// The kernel's command line. Without a calibrating timer the kernel must be told the TSC's rate, and under emulation the test of
     /// the timer's interrupt fails now and then.
-    fn command_line(&self, tsc_khz: Option<u64>) -> String {
-        let mut words = vec!["console=ttyS0".to_string(), "quiet".into(), "panic=-1".into(), "reboot=t".into()];
-        if self.machine == Machine::Microvm {
-            words.push("pci=off".into());
-        }
+    fn command_line(&self, root: Option<&Root>, tsc_khz: Option<u64>) -> Result<String> {
+        let mut more = Vec::new();
         if self.accelerator == Accelerator::Tcg {
-            words.push("no_timer_check".into());
-            words.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+            more.push("no_timer_check".into());
+            more.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
         }
-        words.push(format!("nacre.ready_port={READY_PORT}"));
-        words.extend(self.kernel_args.iter().cloned());
-        words.join(" ")
+        more.extend(self.kernel_args.iter().cloned());
+        let machine = match self.machine {
+            Machine::Microvm => nacre_manifest::Machine::Microvm,
+            Machine::Q35 => nacre_manifest::Machine::Pc,
+        };
+        let parameters = self.layout.manifest.as_ref().map_or(&[][..], |manifest| &manifest.parameters);
+        Ok(command_line(&CommandLine { machine, parameters, root, more: &more })?)
+    }
+
+    /// What boots.
+    fn boot_arguments(&self, tsc_khz: Option<u64>) -> Result<Vec<String>> {
+        let (kernel, image) = (path(&self.layout.kernel), path(&self.layout.image));
+        let arguments = match self.layout.form()? {
+            Form::Initrd => {
+                vec![
+                    "-kernel".into(),
+                    kernel,
+                    "-append".into(),
+                    self.command_line(None, tsc_khz)?,
+                    "-initrd".into(),
+                    image,
+                ]
+            }
+            Form::Disk(root) => {
+                vec!["-kernel".into(), kernel, "-append".into(), self.command_line(Some(root), tsc_khz)?]
+            }
+            Form::Firmware => {
+                ensure!(self.machine == Machine::Q35, "{image}: firmware takes a whole PC to run on");
+                ensure!(self.kernel_args.is_empty(), "{image}: its kernel can't be told more than it says");
+                vec!["-bios".into(), FIRMWARE.into(), "-kernel".into(), image]
+            }
+        };
+        let disk = self.layout.root_disk()?.map(|path| Disk { path, serial: "root".into(), read_only: true });
+        Ok(arguments.into_iter().chain(disk.iter().flat_map(|disk| disk.arguments(self.machine))).collect())
     }
 
     /// QEMU's arguments.
-    pub(super) fn arguments(&self, tsc_khz: Option<u64>) -> Vec<String> {
+    pub(super) fn arguments(&self, tsc_khz: Option<u64>) -> Result<Vec<String>> {
         let (mib, bus) = (self.memory.as_mib(), self.machine.bus());
-        let path = |path: &Path| path.display().to_string();
-        [
+        let common = [
             "-nodefaults",
             "-no-user-config",
             "-no-reboot",
@@ -135,12 +172,6 @@ impl VmSpec {
             if self.accelerator == Accelerator::Kvm { "host" } else { "max" },
             "-object",
             &format!("memory-backend-memfd,id=memory,size={mib}M,share=on"),
-            "-kernel",
-            &path(&self.layout.kernel),
-            "-initrd",
-            &path(&self.layout.image),
-            "-append",
-            &self.command_line(tsc_khz),
             "-serial",
             "stdio",
             "-chardev",
@@ -154,11 +185,10 @@ impl VmSpec {
             "-device",
             &format!("virtio-rng-{bus}"),
         ]
-        .map(String::from)
-        .into_iter()
-        .chain(self.machine_arguments())
-        .chain(self.disks.iter().flat_map(|disk| disk.arguments(self.machine)))
-        .collect()
+        .map(String::from);
+        let disks = self.disks.iter().flat_map(|disk| disk.arguments(self.machine));
+        let boot = self.boot_arguments(tsc_khz)?;
+        Ok(common.into_iter().chain(boot).chain(self.machine_arguments()).chain(disks).collect())
     }
 
     /// The machine, with room for as much again as it has, where it can grow.
@@ -203,7 +233,7 @@ mod tests {
 
     fn spec(accelerator: Accelerator) -> VmSpec {
         VmSpec {
-            layout: Layout { kernel: "/k".into(), image: "/i".into() },
+            layout: Layout { kernel: "/k".into(), image: "/i".into(), manifest: None },
             dir: "/run/nacre/a".into(),
             machine: Machine::Microvm,
             accelerator,
@@ -216,20 +246,20 @@ mod tests {
 
     #[test]
     fn an_emulated_guest_is_told_its_clock_and_a_real_one_is_not() {
-        let line = spec(Accelerator::Tcg).command_line(Some(2_600_000));
-        assert!(line.contains("no_timer_check tsc_early_khz=2600000"), "{line}");
-        assert!(line.ends_with("nacre.ready_port=1030 agent.log=debug"), "{line}");
-        assert!(!spec(Accelerator::Kvm).command_line(Some(1)).contains("tsc_early"));
+        let line = spec(Accelerator::Tcg).command_line(None, Some(2_600_000)).unwrap();
+        assert!(line.ends_with("nacre.ready_port=1030 no_timer_check tsc_early_khz=2600000 agent.log=debug"), "{line}");
+        assert!(!spec(Accelerator::Kvm).command_line(None, Some(1)).unwrap().contains("tsc_early"));
     }
 
     #[test]
     fn the_machine_is_what_was_asked_for() {
-        let arguments = spec(Accelerator::Kvm).arguments(None).join(" ");
+        let arguments = spec(Accelerator::Kvm).arguments(None).unwrap().join(" ");
         for expected in [
             "-accel kvm -cpu host",
             "-machine microvm,acpi=on,rtc=on,pit=off,pic=off,memory-backend=memory -smp 2 -m 512M",
             "memory-backend-memfd,id=memory,size=512M,share=on",
-            "-kernel /k -initrd /i",
+            "-kernel /k",
+            "-initrd /i",
             "socket,id=vsock,path=/run/nacre/a/vhost.sock",
             "if=none,id=disk-one,format=raw,cache=unsafe,werror=report,rerror=report,readonly=on,file=/a,,b",
             "-device virtio-blk-device,drive=disk-one,serial=one",
@@ -241,8 +271,8 @@ mod tests {
     #[test]
     fn a_pc_has_pci_and_room_to_grow() {
         let spec = VmSpec { machine: Machine::Q35, ..spec(Accelerator::Tcg) };
-        assert!(!spec.command_line(None).contains("pci=off"));
-        let arguments = spec.arguments(None).join(" ");
+        assert!(!spec.command_line(None, None).unwrap().contains("pci=off"));
+        let arguments = spec.arguments(None).unwrap().join(" ");
         for expected in [
             "-machine q35,nvdimm=on,memory-backend=memory -smp 2,maxcpus=4 -m 512M,slots=4,maxmem=1024M",
             "-qmp unix:/run/nacre/a/qmp.sock,server=on,wait=off",

@@ -2,11 +2,13 @@
 //!
 //! kconfig drops what it can't honour without a word; an option that a guest relies on must not vanish so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::place::nearest;
 
 /// Every option that the fragments ask for.
 #[derive(Debug, Default)]
@@ -21,11 +23,11 @@ struct Setting {
 }
 
 impl Wanted {
-    /// Reads every `*.config` in `dir`, in the order of their names.
+    /// Reads every `*.config` in `dir`, in the order of their names, and those of its directory `optional` that are named, which have the last word.
     ///
     /// # Errors
-    /// A directory without fragments, a malformed line, or two lines that contradict each other.
-    pub fn read(dir: &Path) -> Result<Wanted> {
+    /// A directory without fragments, a fragment that is not there, a malformed line, or two lines that contradict each other.
+    pub fn read(dir: &Path, with: &[String]) -> Result<Wanted> {
         let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
         let mut files: Vec<_> = entries.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
         files.retain(|path| path.extension().is_some_and(|extension| extension == "config"));
@@ -37,6 +39,16 @@ impl Wanted {
         for file in files {
             let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
             wanted.merge(&file.file_name().unwrap_or_default().to_string_lossy(), &text)?;
+        }
+        for name in with {
+            let plain =
+                !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            ensure!(plain, "{name:?} is no fragment's name");
+            let path = dir.join("optional").join(format!("{name}.config"));
+            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            let mut last = Wanted::default();
+            last.merge(&format!("optional/{name}.config"), &text)?;
+            wanted.0.extend(last.0);
         }
         Ok(wanted)
     }
@@ -71,17 +83,29 @@ impl Wanted {
             .collect()
     }
 
-    /// What the final configuration `config` does not have as it was asked for, each with the likely reason.
-    pub fn lost(&self, config: &str, tree: &Path) -> Vec<String> {
+    /// What is wrong with the final configuration `config`: what it does not have as it was asked for, each with the likely reason; names that the
+    /// source in `tree` does not know, which could only be asked not to be; modules.
+    ///
+    /// # Errors
+    /// A source that can't be read.
+    pub fn faults(&self, config: &str, tree: &Path) -> Result<Vec<String>> {
+        let known = Kconfig::read(tree)?;
         let fin: BTreeMap<&str, &str> = config.lines().filter_map(|line| parse(line).ok().flatten()).collect();
-        let lost = self.0.iter().filter_map(|(key, option)| {
+        let asked = self.0.iter().filter_map(|(key, option)| {
+            let name = key.strip_prefix("CONFIG_").unwrap_or(key);
             let got = fin.get(key.as_str()).copied().unwrap_or("n");
-            (got != option.value).then_some((key, option, got))
+            let why = match known.0.get(name) {
+                None => nearest(name, known.0.keys().map(String::as_str))
+                    .map_or("this kernel has no such option".into(), |other| {
+                        format!("this kernel has no such option; is CONFIG_{other} meant?")
+                    }),
+                Some(_) if got == option.value => return None,
+                Some(depends) => format!("it became {got}: {}", reason(depends)),
+            };
+            Some(format!("{}: {key}={}: {why}", option.from, option.value))
         });
-        lost.map(|(key, option, got)| {
-            format!("{}: {key}={} became {got}: {}", option.from, option.value, reason(key, tree))
-        })
-        .collect()
+        let modules = fin.iter().filter(|(_, value)| **value == "m").map(|(key, _)| format!("{key} became a module"));
+        Ok(asked.chain(modules).collect())
     }
 }
 
@@ -100,61 +124,66 @@ fn parse(line: &str) -> Result<Option<(&str, &str)>> {
     }
 }
 
-/// What the source says of the option: nothing, or what it depends on.
-fn reason(key: &str, tree: &Path) -> String {
-    let name = key.strip_prefix("CONFIG_").unwrap_or(key);
-    let mut found = Vec::new();
-    search(tree, name, &mut found, 0);
-    match found.as_slice() {
-        [] => "this kernel has no such option".into(),
-        depends => {
-            let mut depends: Vec<_> = depends.iter().filter(|text| !text.is_empty()).cloned().collect();
-            depends.sort();
-            depends.dedup();
-            if depends.is_empty() {
-                "nothing that it depends on is known; perhaps it can't be set by hand".into()
-            } else {
-                format!("depends on {}", depends.join(" or elsewhere on "))
-            }
-        }
+/// Why an option was not taken, by what its definitions depend on.
+fn reason(depends: &BTreeSet<String>) -> String {
+    if depends.is_empty() {
+        return "nothing that it depends on is known; perhaps it can't be set by hand".into();
     }
+    let depends: Vec<_> = depends.iter().map(String::as_str).collect();
+    format!("it depends on {}", depends.join(" or elsewhere on "))
 }
 
 /// The deepest directory in which a Kconfig file is looked for.
 const MAX_DEPTH: u32 = 8;
 
-fn search(dir: &Path, name: &str, found: &mut Vec<String>, depth: u32) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.filter_map(Result::ok) {
-        let path = entry.path();
-        let kind = entry.file_type();
-        if kind.as_ref().is_ok_and(fs::FileType::is_dir) && depth < MAX_DEPTH {
-            search(&path, name, found, depth + 1);
-        } else if entry.file_name().to_string_lossy().starts_with("Kconfig") {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            found.extend(depends(&text, name));
-        }
-    }
-}
+/// Architectures other than ours have options of their own.
+const ARCH: &str = "arch";
+const OURS: &str = "x86";
 
-/// For each definition of `name` in a Kconfig file: its dependencies, joined.
-fn depends(kconfig: &str, name: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut lines = kconfig.lines().peekable();
-    while let Some(line) = lines.next() {
-        let mut words = line.split_whitespace();
-        if !matches!(words.next(), Some("config" | "menuconfig")) || words.next() != Some(name) {
-            continue;
-        }
-        let mut all = Vec::new();
-        while let Some(body) = lines.next_if(|line| line.is_empty() || line.starts_with([' ', '\t'])) {
-            if let Some(condition) = body.trim().strip_prefix("depends on ") {
-                all.push(condition.to_string());
+/// The options that a kernel knows, and what each definition of theirs depends on.
+#[derive(Debug, Default)]
+struct Kconfig(BTreeMap<String, BTreeSet<String>>);
+
+impl Kconfig {
+    fn read(tree: &Path) -> Result<Kconfig> {
+        let mut all = Kconfig::default();
+        all.search(tree, 0)?;
+        Ok(all)
+    }
+
+    fn search(&mut self, dir: &Path, depth: u32) -> Result<()> {
+        for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
+            let entry = entry.with_context(|| format!("list {}", dir.display()))?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let foreign = dir.file_name().is_some_and(|dir| dir == ARCH) && depth == 1 && name != OURS;
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if depth < MAX_DEPTH && !foreign {
+                    self.search(&path, depth + 1)?;
+                }
+            } else if name.to_string_lossy().starts_with("Kconfig") {
+                self.add(&fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?);
             }
         }
-        found.push(all.join(" && "));
+        Ok(())
     }
-    found
+
+    /// Adds the definitions of a Kconfig file.
+    fn add(&mut self, text: &str) {
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            let mut words = line.split_whitespace();
+            let (Some("config" | "menuconfig"), Some(name)) = (words.next(), words.next()) else { continue };
+            let mut all = Vec::new();
+            // Those of a choice are indented themselves.
+            let body =
+                |line: &&str| line.is_empty() || line.starts_with([' ', '\t']) && !line.trim().starts_with("config ");
+            while let Some(body) = lines.next_if(body) {
+                all.extend(body.trim().strip_prefix("depends on "));
+            }
+            let definition = self.0.entry(name.into()).or_default();
+            definition.extend(Some(all.join(" && ")).filter(|text| !text.is_empty()));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -177,16 +206,17 @@ mod tests {
     fn an_option_that_was_dropped_is_named_with_the_reason() {
         let tree = tempfile::tempdir().unwrap();
         fs::create_dir(tree.path().join("net")).unwrap();
-        let kconfig =
-            "config DEEP\n\tbool \"deep\"\n\tdepends on WATER && SALT\n\tdepends on DARK\nconfig NEXT\n\tbool\n";
+        let kconfig = "config DEEP\n\tbool \"deep\"\n\tdepends on WATER && SALT\n\tdepends on DARK\nchoice\n\tconfig NEXT\n\t\tbool\n\tconfig KEPT\n\t\tbool\n";
         fs::write(tree.path().join("net/Kconfig"), kconfig).unwrap();
         let mut wanted = Wanted::default();
-        wanted.merge("f", "CONFIG_DEEP=y\nCONFIG_GONE=y\nCONFIG_KEPT=y\n# CONFIG_OFF is not set\n").unwrap();
+        wanted.merge("f", "CONFIG_DEEP=y\nCONFIG_KEEP=y\nCONFIG_KEPT=y\n# CONFIG_WHATEVER is not set\n").unwrap();
         assert_eq!(
-            wanted.lost("CONFIG_KEPT=y\n# CONFIG_DEEP is not set\n", tree.path()),
+            wanted.faults("CONFIG_KEPT=y\n# CONFIG_DEEP is not set\nCONFIG_NEXT=m\n", tree.path()).unwrap(),
             [
-                "f:1: CONFIG_DEEP=y became n: depends on WATER && SALT && DARK",
-                "f:2: CONFIG_GONE=y became n: this kernel has no such option",
+                "f:1: CONFIG_DEEP=y: it became n: it depends on WATER && SALT && DARK",
+                "f:2: CONFIG_KEEP=y: this kernel has no such option; is CONFIG_KEPT meant?",
+                "f:4: CONFIG_WHATEVER=n: this kernel has no such option",
+                "CONFIG_NEXT became a module",
             ]
         );
     }
