@@ -8,6 +8,7 @@ pub const HELP: &str = r#"The guest agent of a pod's virtual machine.
 
   nacre-agent [OPTIONS]                serve as a plain process
   nacre-agent explain POLICY REQUEST   say what a policy says to a request, which is read as JSON
+  nacre-agent check [--json]           say whether the running kernel has what the image relies on
   nacre-agent --version | --help
 
 As process 1 it brings up the guest and takes its settings from the kernel command line alone.
@@ -21,6 +22,8 @@ As process 1 it brings up the guest and takes its settings from the kernel comma
   --store DIR        where unpacked image layers are kept; the default is /run/nacre/images
 
 Images are fetched by nacre-pull, a program beside this one or in /usr/libexec/nacre.
+
+check ends with 0 when nothing is missing that is vital, and with 1 otherwise.
 
 explain ends with 0 when the request is allowed, with 1 when it is denied, and shows what the policy's rules print:
 
@@ -40,6 +43,11 @@ pub enum Role {
         policy: PathBuf,
         /// The request's type.
         request: String,
+    },
+    /// Say what the running kernel lacks, as JSON or for people.
+    Check {
+        /// As JSON.
+        json: bool,
     },
     /// Print the version.
     Version,
@@ -93,6 +101,14 @@ pub fn parse(pid: u32, args: impl IntoIterator<Item = OsString>) -> Result<Role,
                 let (policy, request) = (next()?.into(), next()?.to_string_lossy().into_owned());
                 return Ok(Role::Explain { policy, request });
             }
+            "check" => {
+                let json = match args.next() {
+                    None => false,
+                    Some(word) if word == "--json" => true,
+                    Some(word) => return Err(UsageError::Unknown(word.to_string_lossy().into_owned())),
+                };
+                return Ok(Role::Check { json });
+            }
             "--listen" | "--passfd" | "--log" | "--console" => {
                 let value = args.next().ok_or(UsageError::Value(arg.clone()))?.to_string_lossy().into_owned();
                 let setting = match arg.as_str() {
@@ -126,6 +142,8 @@ mod tests {
         assert_eq!(role(&[]), Ok(Role::Agent(Settings::default())));
         let explain = Role::Explain { policy: "/p".into(), request: "R".into() };
         assert_eq!(role(&["explain", "/p", "R"]), Ok(explain));
+        assert_eq!(role(&["check"]), Ok(Role::Check { json: false }));
+        assert_eq!(role(&["check", "--json"]), Ok(Role::Check { json: true }));
         let settings = Settings {
             listen: Some("unix:///a".into()),
             passfd: Some("unix:///c".into()),
@@ -147,6 +165,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_its_name() {
+        assert!(role(&["check", "--frob"]).is_err());
         assert!(role(&["--frob"]).unwrap_err().to_string().contains("--frob"));
         assert!(role(&["explain", "/p"]).is_err());
         assert!(role(&["--listen"]).unwrap_err().to_string().contains("--listen needs more words"));

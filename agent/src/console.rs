@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::container::stream::{self, Pipe};
 use crate::listener::{Caller, Listener};
-use crate::policy::{Denied, Policy};
+use crate::policy::{Changes, Denied, Policy};
 
 /// The file by which an image allows it.
 const ALLOWED: &str = "/etc/nacre/debug-console";
@@ -137,25 +137,49 @@ impl Consoles {
 
     async fn session(&self, port: Option<u32>, stream: &mut Stream) -> Result<(), Error> {
         let _one = self.free.try_acquire().map_err(|_| Error::TooMany)?;
+        let mut changes = self.policy.changes();
         self.policy.admit(DebugConsoleRequest::new()).await?;
         let (terminal, theirs) = terminal().map_err(Error::Terminal)?;
         let mut shell = shell(&theirs).map_err(Error::Shell)?;
         let group = shell.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         drop(theirs);
         let named = port.map(|port| self.name(port, &terminal));
-        carry(stream, &terminal, &mut shell).await;
+        let denied = tokio::select! {
+            () = carry(stream, &terminal, &mut shell) => None,
+            denied = self.denied(&mut changes) => Some(denied),
+        };
         drop(named);
         drop(terminal); // its processes get SIGHUP
         end(shell, group).await;
         tracing::info!(port, "DEBUG CONSOLE: closed");
-        Ok(())
+        denied.map_or(Ok(()), |denied| Err(denied.into()))
+    }
+
+    /// Until a policy that was set meanwhile says no.
+    async fn denied(&self, changes: &mut Changes) -> Denied {
+        loop {
+            changes.next().await;
+            if let Err(denied) = self.policy.admit(DebugConsoleRequest::new()).await {
+                return denied;
+            }
+        }
     }
 
     async fn session_on(&self, path: &Path) -> Result<(), Error> {
+        let mut changes = self.policy.changes();
         self.policy.admit(DebugConsoleRequest::new()).await?;
         let terminal = rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty());
         let mut shell = shell(&terminal.map_err(|e| Error::Terminal(e.into()))?).map_err(Error::Shell)?;
-        shell.wait().await.map(drop).map_err(Error::Shell)
+        let group = shell.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        tokio::select! {
+            ended = shell.wait() => ended.map(drop).map_err(Error::Shell),
+            denied = self.denied(&mut changes) => {
+                if let Some(group) = group {
+                    let _ = kill_process_group(group, Signal::KILL); // it has ended by itself
+                }
+                Err(denied.into())
+            }
+        }
     }
 
     fn name(&self, port: u32, terminal: &Arc<Pipe>) -> Named<'_> {
@@ -355,6 +379,22 @@ mod tests {
             let _ = stream.write_all(b"echo h''ere\n").await; // it may be closed
             assert!(read_until(&mut stream, word).await.contains(word), "{rules}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_open_one_ends_with_a_policy_that_denies_it() {
+        let policy = Policy::allow_all();
+        let dir = tempfile::tempdir().unwrap();
+        let _consoles = consoles(dir.path(), policy.clone());
+        let mut stream = call(dir.path(), 7).await;
+        say(&mut stream, "echo h''ere\n").await;
+        read_until(&mut stream, "here").await;
+        policy.set("package agent_policy\ndefault DebugConsoleRequest := true\n".into()).await.unwrap();
+        say(&mut stream, "echo st''ill\n").await;
+        read_until(&mut stream, "still").await;
+        policy.set("package agent_policy\ndefault DebugConsoleRequest := false\n".into()).await.unwrap();
+        let last = read_until(&mut stream, "there is no such text").await;
+        assert!(last.contains("DebugConsoleRequest is blocked by policy"), "{last}");
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use nacre_agent::args::{self, Role, Settings};
 use nacre_agent::boot::Boot;
+use nacre_agent::check::{self, Finding};
 use nacre_agent::init;
 use nacre_agent::last_words;
 use nacre_agent::policy::{self, Explained};
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         }
         Role::Help => return say(&mut std::io::stdout(), args::HELP, ExitCode::SUCCESS),
         Role::Explain { policy, request } => return explain(&policy, &request),
+        Role::Check { json } => return check(json),
         Role::Init => Start { boot, guest: Some(init::run()), settings: Settings::default() },
         Role::Agent(settings) => Start { boot, guest: None, settings },
     };
@@ -35,10 +37,33 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             last_words::say(&format!("failed: {error:#}"));
-            tracing::error!("{error:#}");
             say(&mut std::io::stderr(), &format!("nacre-agent: {error:#}\n"), ExitCode::FAILURE)
         }
     }
+}
+
+fn check(json: bool) -> ExitCode {
+    let findings = match check::check(Path::new("/")) {
+        Ok(findings) => findings,
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            return say(&mut std::io::stderr(), &format!("nacre-agent: {error:#}\n"), ExitCode::from(2));
+        }
+    };
+    let line = |Finding { option, why, vital, ok }: &Finding| {
+        let state = match (ok, vital) {
+            (true, _) => "ok",
+            (false, false) => "missing",
+            (false, true) => "MISSING",
+        };
+        format!("{state:8} {option}: {why}\n")
+    };
+    let text = match json {
+        true => serde_json::to_string(&findings).unwrap_or_default() + "\n", // plain values, which are always JSON
+        false => findings.iter().map(line).collect(),
+    };
+    let whole = findings.iter().all(|finding| finding.ok || !finding.vital);
+    say(&mut std::io::stdout(), &text, if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn explain(policy: &Path, request: &str) -> ExitCode {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nacre_protocol::address::{Address, CID_ANY, CID_HOST};
 use nacre_protocol::connect;
+use nacre_sys::heap;
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -15,6 +16,7 @@ use ttrpc::asynchronous::Server;
 
 use crate::args;
 use crate::boot::Boot;
+use crate::check;
 use crate::config::{self, Config};
 use crate::console::{self, Consoles};
 use crate::device::{Devices, cdi};
@@ -26,6 +28,7 @@ use crate::passthrough::Connections;
 use crate::policy::Policy;
 use crate::rpc::{self, Services};
 use crate::sandbox::{Sandbox, Settings};
+use crate::storage::extensions;
 use crate::storage::group::Group;
 use crate::storage::place::Place;
 use crate::storage::pull::{self, Pulls, WorkerCommand};
@@ -55,6 +58,9 @@ const DESCRIPTORS: u64 = 1 << 20;
 /// Threads for calls that block. Containers are made and removed there, a few at a time.
 const BLOCKING_THREADS: usize = 16;
 
+/// How long such a thread waits for more to do. What came in a burst has ended then, and its memory goes back with the thread's.
+const IDLE_THREAD: Duration = Duration::from_secs(2);
+
 /// How the agent was started.
 #[derive(Debug)]
 pub struct Start {
@@ -69,8 +75,13 @@ pub struct Start {
 /// Serve until the end.
 pub fn run(mut start: Start) -> anyhow::Result<()> {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let (mut config, mut complaints) = config::parse(&line);
-    let environment = |key| std::env::var(key).ok();
+    let sealed = start.guest.as_ref().and_then(|_| config::sealed::of_image(Path::new("/")));
+    let (mut config, mut complaints) = match sealed {
+        Some(own) => config::parse_sealed(&own, &line),
+        None => config::parse(&line),
+    };
+    // Process 1 has its environment from the kernel's command line: it is no person's.
+    let environment = |key| start.guest.is_none().then(|| std::env::var(key).ok()).flatten();
     complaints.extend(config.override_log(environment("KATA_AGENT_LOG_LEVEL").as_deref()));
     log::start(config.log);
     for complaint in complaints {
@@ -92,9 +103,18 @@ pub fn run(mut start: Start) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(IDLE_THREAD)
+        .on_thread_stop(heap::trim)
         .build()
         .context("start the async runtime")?;
-    let result = runtime.block_on(serve(start, config));
+    let result = runtime.block_on(async {
+        let served = serve(start, config).await;
+        if let Err(error) = &served {
+            tracing::error!("{error:#}");
+        }
+        log::end().await;
+        served
+    });
     // A call that blocks for good must not keep the guest from powering off.
     runtime.shutdown_background();
     result
@@ -124,7 +144,7 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     // A plain process has a root that is not its own.
     let rules = if is_guest { Rules::of_image(Path::new("/"), &config) } else { Rules::default() };
     let group = if is_guest { Group::below(CGROUPS) } else { Group::default() };
-    let worker = WorkerCommand::find();
+    let worker = WorkerCommand { alone: is_guest, ..WorkerCommand::find() };
     let (setup, place) = Place::later();
     let settings = pull::Settings { store, place, timeout: config.image_pull_timeout, worker, group, rules };
     let scratch = PathBuf::from(SCRATCH);
@@ -166,7 +186,8 @@ async fn serve(start: Start, config: Config) -> anyhow::Result<()> {
     if let Some(listener) = side(start.settings.log.as_deref(), config.log_vport, "the log")? {
         tokio::spawn(log::serve(listener));
     }
-    tokio::task::spawn_blocking(move || initialise(is_guest)).await.context("initialise")?;
+    let wanted = config.extensions.clone();
+    tokio::task::spawn_blocking(move || initialise(is_guest, &wanted)).await.context("initialise")??;
     helpers.start();
     boot.ready();
     ready.send_replace(true);
@@ -215,15 +236,16 @@ fn side(setting: Option<&str>, port: Option<u32>, purpose: &'static str) -> anyh
     Ok(listening.inspect_err(|error| tracing::error!(%address, "listen for {purpose}: {error}")).ok())
 }
 
-/// What can be done after the host can already connect.
-fn initialise(is_guest: bool) {
+/// What can be done after the host can already connect. A guest that is not what was measured must not go on.
+fn initialise(is_guest: bool, wanted: &[(String, String)]) -> anyhow::Result<()> {
     let files = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {
         tracing::debug!("raise the number of descriptors to {DESCRIPTORS}: {error}");
     }
     if !is_guest {
-        return; // the machine is somebody else's
+        return Ok(()); // the machine is somebody else's
     }
+    check::at_boot(Path::new("/"))?;
     match init::mount_usr() {
         Ok(found) => tracing::debug!(found, "/usr.squashfs"),
         Err(error) => tracing::error!("{}", crate::chain(&error)),
@@ -231,6 +253,9 @@ fn initialise(is_guest: bool) {
     if let Err(error) = network::bring_up_loopback() {
         tracing::error!("{}", crate::chain(&error));
     }
+    let mounted = extensions::mount_all(wanted)?;
+    tracing::debug!(mounted, "extensions");
+    Ok(())
 }
 
 /// Tell the host that it can dial now.

@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "args",
             "boot",
             "chain",
+            "check",
             "config",
             "console",
             "device",

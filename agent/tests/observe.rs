@@ -218,3 +218,19 @@ async fn two_agents_do_not_take_each_others_words() {
     other.ended().await;
     assert!(first.path("last-words").exists());
 }
+
+#[tokio::test]
+async fn the_log_s_readers_get_its_last_lines() {
+    let mut agent = Agent::start();
+    let client = agent.connect().await;
+    let mut log = lines(&agent.path("log")).await;
+    loop {
+        set(&client, "info").await.unwrap(); // the reader's connection may be accepted after it
+        if timeout(Duration::from_millis(100), find(&mut log, "changed the log's level")).await.is_ok() {
+            break;
+        }
+    }
+    signal(&agent, Signal::TERM);
+    find(&mut log, "asked to end").await;
+    assert!(agent.ended().await.success());
+}

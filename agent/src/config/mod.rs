@@ -5,6 +5,7 @@
 
 pub mod image_store;
 pub mod prefetch;
+pub mod sealed;
 mod words;
 
 use std::fmt;
@@ -22,6 +23,9 @@ const QUOTED: usize = 80;
 
 /// The largest pipe that can be asked for; the kernel's own limit for a process without CAP_SYS_RESOURCE.
 const MAX_PIPE: usize = 1 << 20;
+
+/// What stands before and behind an extension's name.
+const EXTENSION: (&str, &str) = ("kata.extension.", ".verity_params");
 
 /// What the agent was told to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +76,8 @@ pub struct Config {
     pub ready_port: Option<u32>,
     /// Whether the command line asks for the legacy cgroup hierarchies.
     pub cgroup_v1: bool,
+    /// The guest's extensions: each one's name and what it must hold, as the command line has them.
+    pub extensions: Vec<(String, String)>,
 }
 
 impl Default for Config {
@@ -100,6 +106,7 @@ impl Default for Config {
             launch_process_timeout: Duration::from_secs(6),
             ready_port: None,
             cgroup_v1: false,
+            extensions: Vec::new(),
         }
     }
 }
@@ -153,24 +160,47 @@ const KEYS: &[(&str, Setter)] = &[
 
 /// The settings that the kernel command line `line` asks for, and what in it was not followed.
 pub fn parse(line: &str) -> (Config, Vec<Complaint>) {
-    let mut config = Config::default();
-    let mut complaints = Vec::new();
+    let (mut config, mut complaints) = (Config::default(), Vec::new());
+    words::split(line).for_each(|word| follow(word, &mut config, &mut complaints));
+    (config, complaints)
+}
+
+/// The settings of a sealed image: its `own` words, then those of the host's command line `line` that open nothing.
+pub fn parse_sealed(own: &str, line: &str) -> (Config, Vec<Complaint>) {
+    let (mut config, mut complaints) = parse(own);
     for word in words::split(line) {
-        let value = word.value.unwrap_or_default();
-        match KEYS.iter().find(|(key, _)| *key == word.key) {
-            Some((key, setter)) => {
-                if let Err(why) = setter(&mut config, value) {
-                    complaints.push(ignored(key, value, why));
-                }
-            }
-            None if word.key.starts_with("agent.") || word.key.starts_with("nacre.") => complaints.push(Complaint {
-                level: Level::DEBUG,
-                text: format!("kernel command line: {} is not known to this agent", quote(word.key)),
-            }),
-            None => {}
+        let is_known = extension(word.key).is_some() || KEYS.iter().any(|(key, _)| *key == word.key);
+        if is_known && !sealed::is_open(word.key) {
+            complaints.push(ignored(word.key, word.value.unwrap_or_default(), "the image is sealed"));
+        } else {
+            follow(word, &mut config, &mut complaints);
         }
     }
     (config, complaints)
+}
+
+/// The name of the extension that a key is about.
+fn extension(key: &str) -> Option<&str> {
+    key.strip_prefix(EXTENSION.0)?.strip_suffix(EXTENSION.1)
+}
+
+fn follow(word: words::Word<'_>, config: &mut Config, complaints: &mut Vec<Complaint>) {
+    let value = word.value.unwrap_or_default();
+    if let Some(name) = extension(word.key) {
+        config.extensions.push((name.into(), value.into()));
+    }
+    match KEYS.iter().find(|(key, _)| *key == word.key) {
+        Some((key, setter)) => {
+            if let Err(why) = setter(config, value) {
+                complaints.push(ignored(key, value, why));
+            }
+        }
+        None if word.key.starts_with("agent.") || word.key.starts_with("nacre.") => complaints.push(Complaint {
+            level: Level::DEBUG,
+            text: format!("kernel command line: {} is not known to this agent", quote(word.key)),
+        }),
+        None => {}
+    }
 }
 
 impl Config {
@@ -271,7 +301,7 @@ mod tests {
              agent.image_policy_file=file:///etc/p.json agent.image_registry_auth=/etc/a.json nacre.require_image_digest \
              agent.https_proxy=http://proxy:3128 agent.no_proxy=10.0.0.0/8 nacre.prefetch=a:1,r.example/b \
              nacre.image_store=zram nacre.image_store_size=1G nacre.blob_cache_port=1031 \
-             agent.debug_console agent.debug_console_vport=1026 agent.launch_process_timeout=8",
+             agent.debug_console agent.debug_console_vport=1026 agent.launch_process_timeout=8 kata.extension.tools.verity_params=root_hash=x",
         );
         assert_eq!(complaints, []);
         let expected = Config {
@@ -298,6 +328,7 @@ mod tests {
             launch_process_timeout: Duration::from_secs(8),
             ready_port: Some(1030),
             cgroup_v1: false,
+            extensions: vec![("tools".into(), "root_hash=x".into())],
         };
         assert_eq!(config, expected);
     }
@@ -328,6 +359,23 @@ mod tests {
             assert_eq!(complaints.len(), 1, "{bad}");
             assert_eq!(complaints[0].level, Level::WARN, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_sealed_image_is_not_opened_by_the_hosts_words() {
+        let host = "agent.log=trace agent.image_policy_file=/run/kata-containers/x agent.image_registry_auth=/x \
+                    nacre.require_image_digest=0 nacre.prefetch=a agent.visible_cdi_devices kata.extension.x.verity_params=y systemd.unified_cgroup_hierarchy=0";
+        let (config, complaints) = parse_sealed("nacre.require_image_digest agent.log=warn", host);
+        let expected = Config { require_image_digest: true, log: Level::WARN, ..Config::default() };
+        assert_eq!(config, expected);
+        assert_eq!(complaints.len(), 8);
+        let said = complaints[0].to_string();
+        assert_eq!(
+            (said.as_str(), complaints[0].level),
+            ("kernel command line: agent.log=trace ignored: the image is sealed", Level::WARN)
+        );
+        let (config, complaints) = parse_sealed("", "quiet nacre.ready_port=7 agent.hotplug_timeout=9");
+        assert_eq!((config.ready_port, config.hotplug_timeout, complaints), (Some(7), Duration::from_secs(9), vec![]));
     }
 
     #[test]

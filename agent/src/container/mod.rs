@@ -231,6 +231,7 @@ impl Container {
         let Made { engine, ends, storages, name, termination_log } = made;
         let engine = Arc::new(Engine(RwLock::new(Some(engine))));
         let init = Process::watch(Handle::Init(engine.clone()), ends, sockets)?;
+        storages.establish();
         Ok(Arc::new(Container {
             id: id.into(),
             engine,

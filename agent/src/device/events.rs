@@ -63,7 +63,8 @@ impl Events {
         loop {
             let found;
             (found, look) = tokio::task::spawn_blocking(move || (look(), look)).await?;
-            if found.is_ok() {
+            // Events may never cease to come.
+            if found.is_ok() || Instant::now() >= deadline {
                 return Ok(found);
             }
             match timeout_at(deadline, self.next()).await {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount};
 
 /// One mount.
@@ -32,6 +32,12 @@ const EARLY: &[Row] = &[
     row("cgroup2", CGROUPS, NOSUID.union(NODEV).union(NOEXEC), Some("nsdelegate")),
 ];
 
+/// And on a root that can't be written.
+const ON_READ_ONLY: &[Row] = &[row("tmpfs", "/var/tmp", NOSUID.union(NODEV), Some("mode=1777"))];
+
+/// What a kernel may lack. Those who look there see it.
+const OPTIONAL: &[Row] = &[row("securityfs", "/sys/kernel/security", NOSUID.union(NODEV).union(NOEXEC), None)];
+
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Names in /dev that programs expect and devtmpfs does not make.
@@ -48,10 +54,14 @@ const fn row(kind: &'static str, target: &'static str, flags: MountFlags, data: 
 
 /// Mount all that is not mounted yet. A guest that lacks one of them may still be able to say so.
 pub fn early(complaints: &mut Vec<String>) {
-    for row in EARLY {
+    let read_only = statvfs("/").is_ok_and(|root| root.f_flag.contains(StatVfsMountFlags::RDONLY));
+    for row in EARLY.iter().chain(ON_READ_ONLY.iter().filter(|_| read_only)) {
         if let Err(error) = row.mount() {
             complaints.push(format!("mount {} on {}: {error}", row.kind, row.target));
         }
+    }
+    for row in OPTIONAL {
+        let _ = row.mount();
     }
     for (target, link) in LINKS {
         match symlink(target, link) {

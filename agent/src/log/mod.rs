@@ -9,16 +9,20 @@ use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::io::Errno;
 use tokio::sync::broadcast;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-pub use port::serve;
+pub use port::{end, serve};
 
-/// The longest line; a longer one is cut, so that no guest fills the console with one request.
+/// What a line's fields may take; longer ones are cut, so that no guest fills the console with one request.
 const MAX_LINE: usize = 4096;
+
+/// The longest escape of JSON's for one byte: `\u001f`.
+const LONGEST_ESCAPE: usize = 6;
 
 /// How many lines a slow reader of the log port may be behind.
 const BACKLOG: usize = 256;
@@ -81,8 +85,7 @@ impl Subscriber for JsonLines {
 
     fn event(&self, event: &Event<'_>) {
         let line = line(event, self.pid, SystemTime::now());
-        // A console that is gone can't be told so.
-        let _ = rustix::io::write(rustix::stdio::stdout(), line.as_bytes());
+        print(line.as_bytes());
         if let Some(readers) = READERS.get() {
             let _ = readers.send(line.into()); // nobody reads: nothing is lost
         }
@@ -99,6 +102,17 @@ impl Subscriber for JsonLines {
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
+}
+
+/// Write all of `line` to standard output, of which a terminal may take a part at a time.
+fn print(mut line: &[u8]) {
+    while !line.is_empty() {
+        match rustix::io::write(rustix::stdio::stdout(), line) {
+            Ok(written) if written > 0 => line = line.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            _ => return, // a console that is gone can't be told so
+        }
+    }
 }
 
 fn line(event: &Event<'_>, pid: u32, now: SystemTime) -> String {
@@ -141,6 +155,9 @@ impl Fields {
         let room = MAX_LINE.saturating_sub(self.rest.len() + self.message.len());
         let mut text = value.to_string();
         text.truncate(text.floor_char_boundary(room));
+        if quoted(&text).to_string().len() > room {
+            text.truncate(text.floor_char_boundary(room / LONGEST_ESCAPE));
+        }
         match field.name() {
             "message" => self.message = text,
             name => {
@@ -246,7 +263,9 @@ mod tests {
         let text = Arc::new(Mutex::new(String::new()));
         tracing::subscriber::with_default(Capture(text.clone()), || {
             tracing::info!(huge = "ä".repeat(100_000), "x");
+            tracing::info!(escaped = "\u{1b}".repeat(100_000), "x");
         });
-        assert!(text.lock().unwrap().len() < 2 * MAX_LINE);
+        let text = text.lock().unwrap();
+        assert!(text.lines().count() == 2 && text.lines().all(|line| line.len() < MAX_LINE + 512), "{text}");
     }
 }

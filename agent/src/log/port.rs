@@ -1,17 +1,29 @@
 //! The log port: whoever connects gets the log from then on, line by line.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::{Arc, SystemTime, missed, subscribe};
 use crate::listener::Listener;
 
 /// How many may read. One more takes the place of the first, who may be gone without a word.
 const MAX_READERS: usize = 8;
+
+/// How long the readers may take for the last lines.
+const LAST_LINES: Duration = Duration::from_millis(100);
+
+/// One for each reader there is.
+static READING: Semaphore = Semaphore::const_new(MAX_READERS);
+
+/// Closed when there will be no more lines.
+static LINES: Semaphore = Semaphore::const_new(0);
 
 /// Serve whoever connects, for as long as the agent runs.
 pub async fn serve(listener: Listener) {
@@ -24,14 +36,30 @@ pub async fn serve(listener: Listener) {
         {
             first.abort();
         }
-        readers.push_back(tokio::spawn(tell(caller.stream, subscribe())));
+        let lines = subscribe();
+        readers.push_back(tokio::spawn(async {
+            let _one = READING.acquire().await;
+            tell(caller.stream, lines).await;
+        }));
     }
+}
+
+/// The agent ends: have the readers get what was logged until now.
+pub async fn end() {
+    LINES.close();
+    let all = u32::try_from(MAX_READERS).unwrap_or(u32::MAX);
+    let _ = timeout(LAST_LINES, READING.acquire_many(all)).await; // who is too slow misses them
 }
 
 /// Tell `reader` all `lines`. One that is too slow misses some, and is told how many.
 async fn tell(mut reader: impl AsyncWrite + Unpin, mut lines: Receiver<Arc<str>>) {
     loop {
-        let line = match lines.recv().await {
+        let line = tokio::select! {
+            biased; // what was logged before the end comes before it
+            line = lines.recv() => line,
+            _ = LINES.acquire() => return,
+        };
+        let line = match line {
             Ok(line) => line,
             Err(RecvError::Lagged(count)) => missed(count, SystemTime::now()).into(),
             Err(RecvError::Closed) => return,

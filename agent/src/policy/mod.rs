@@ -8,10 +8,11 @@ mod document;
 mod input;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use protobuf::MessageFull;
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 pub use document::{Invalid, Reason};
@@ -42,7 +43,20 @@ pub struct Denied {
 
 /// The guest's policy.
 #[derive(Debug, Clone)]
-pub struct Policy(Arc<Mutex<Rules>>);
+pub struct Policy(Arc<watch::Sender<Rules>>);
+
+/// Tells when another policy rules.
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<Rules>);
+
+impl Changes {
+    /// Wait for the next one.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await; // nobody can set one any more
+        }
+    }
+}
 
 #[derive(Debug, Clone)]
 enum Rules {
@@ -53,9 +67,18 @@ enum Rules {
 }
 
 impl Policy {
+    fn of(rules: Rules) -> Policy {
+        Policy(Arc::new(watch::Sender::new(rules)))
+    }
+
+    /// What changes from now on.
+    pub fn changes(&self) -> Changes {
+        Changes(self.0.subscribe())
+    }
+
     /// Serve every request.
     pub fn allow_all() -> Policy {
-        Policy(Arc::new(Mutex::new(Rules::AllowAll)))
+        Policy::of(Rules::AllowAll)
     }
 
     /// The policy of the image whose root is `root`; and what is wrong with it.
@@ -66,12 +89,12 @@ impl Policy {
             Ok(document) => (Rules::Document(Arc::new(document)), None),
             Err(source) => (Rules::DenyAll, Some(Unusable { path, source })),
         };
-        (Policy(Arc::new(Mutex::new(rules))), fault)
+        (Policy::of(rules), fault)
     }
 
     /// Whether there is none.
     pub fn allows_all(&self) -> bool {
-        matches!(*self.lock(), Rules::AllowAll)
+        matches!(*self.0.borrow(), Rules::AllowAll)
     }
 
     /// Put `text` in the place of what rules now. When it makes no sense all stays as it was.
@@ -80,7 +103,7 @@ impl Policy {
     /// What is wrong with it.
     pub async fn set(&self, text: String) -> Result<(), Invalid> {
         let document = spawn_blocking(move || Document::compile(text)).await.unwrap_or(Err(Invalid::Ended))?;
-        *self.lock() = Rules::Document(Arc::new(document));
+        self.0.send_replace(Rules::Document(Arc::new(document)));
         Ok(())
     }
 
@@ -90,7 +113,7 @@ impl Policy {
     /// Which rule says no.
     pub async fn admit<R: MessageFull>(&self, request: R) -> Result<Authorized<R>, Denied> {
         let denied = |reason| Denied { request: R::NAME, reason };
-        let document = match &*self.lock() {
+        let document = match &*self.0.borrow() {
             Rules::AllowAll => return Ok(Authorized(request)),
             Rules::DenyAll => return Err(denied(Reason::Unusable)),
             Rules::Document(document) => document.clone(),
@@ -104,11 +127,6 @@ impl Policy {
         // Evaluating takes its time; other requests do not wait for it, except those that are to be evaluated, too.
         let judged = spawn_blocking(move || document.judge(R::NAME, input));
         judged.await.unwrap_or(Err(Reason::Failed)).map(|()| Authorized(request)).map_err(denied)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Rules> {
-        // Each change is one assignment, so a holder that panicked left a whole value.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

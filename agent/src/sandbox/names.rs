@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
+
+use crate::storage;
 
 /// The kernel's limit.
 const MAX_HOSTNAME: usize = 64;
@@ -14,9 +17,12 @@ const MAX_HOSTNAME: usize = 64;
 const MAX_LINES: usize = 64;
 const MAX_LINE: usize = 1024;
 
-/// Where the file is kept that containers and the puller see as theirs.
-const KEPT: &str = "/run/kata-containers/sandbox/resolv.conf";
+/// Where the file is kept that containers and the puller see as theirs: where nothing is mounted for the host, for the agent writes it.
+const KEPT: &str = "/run/nacre/resolv.conf";
 const SEEN: &str = "/etc/resolv.conf";
+
+/// Where Kata's hosts have their containers find it.
+const SHOWN: &str = "/run/kata-containers/sandbox/resolv.conf";
 
 /// Whether the kernel takes `name`; none is fine too.
 pub fn check_hostname(name: &str) -> Result<(), String> {
@@ -51,8 +57,12 @@ pub fn set_resolv_conf(text: &str) -> io::Result<()> {
         fs::create_dir_all(directory)?;
     }
     fs::write(kept, text)?;
-    if fs::read(SEEN).is_ok_and(|seen| seen == text.as_bytes()) {
-        return Ok(()); // mounted by an earlier call
+    // What an earlier call has mounted shows the new text already.
+    if !is_same(kept, SHOWN)? {
+        storage::show(kept, Path::new(SHOWN)).map_err(|error| io::Error::other(crate::chain(&error)))?;
+    }
+    if is_same(kept, SEEN)? {
+        return Ok(());
     }
     if !fs::exists(SEEN)? {
         fs::write(SEEN, "")?;
@@ -62,9 +72,21 @@ pub fn set_resolv_conf(text: &str) -> io::Result<()> {
     Ok(mount_remount(SEEN, flags, "")?)
 }
 
+/// Whether the file `kept` is what is at `other`.
+fn is_same(kept: &Path, other: &str) -> io::Result<bool> {
+    let kept = fs::metadata(kept)?;
+    Ok(fs::metadata(other).is_ok_and(|other| (other.dev(), other.ino()) == (kept.dev(), kept.ino())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::RUN;
+
+    #[test]
+    fn the_agent_writes_where_no_storage_can_be() {
+        assert!(!Path::new(KEPT).starts_with(RUN) && Path::new(SHOWN).starts_with(RUN));
+    }
 
     #[test]
     fn name_servers_may_be_bare_addresses_or_whole_lines() {

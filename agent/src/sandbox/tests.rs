@@ -88,7 +88,7 @@ async fn images_wanted_early_are_pulled_once_the_pod_is_there() {
         store: dir.path().into(),
         place: Place::default(),
         timeout: Duration::from_secs(600),
-        worker: pull::WorkerCommand { program: "sh".into(), args },
+        worker: pull::WorkerCommand { program: "sh".into(), args, alone: false },
         group: Group::default(),
         rules: Rules { prefetch: vec!["a".into()], ..Rules::default() },
     });

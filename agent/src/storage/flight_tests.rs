@@ -61,7 +61,7 @@ impl Bench {
         ];
         let events = events.map(|event| serde_json::to_string(&event).unwrap().into());
         let args = ["-c".into(), SCRIPT.into(), dir.path().into()].into_iter().chain(events).collect();
-        let worker = WorkerCommand { program: "sh".into(), args };
+        let worker = WorkerCommand { program: "sh".into(), args, alone: false };
         let pulls = Pulls::new(Settings {
             store: dir.path().join("store"),
             place: Place::default(),

@@ -7,6 +7,7 @@
 pub mod directory;
 mod disks;
 mod drivers;
+pub mod extensions;
 mod flight;
 mod gpt;
 pub mod group;
@@ -24,6 +25,7 @@ pub mod stale;
 mod undo;
 mod verity;
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use std::time::Duration;
 
 use nacre_protocol::agent::Storage;
 use nacre_pull::Image;
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::device::{self, Devices};
@@ -38,10 +41,12 @@ use directory::Directory;
 use drivers::multi_layer::{self, Group};
 use drivers::{bind, block, ephemeral, local, overlayfs, virtio_fs, watchable};
 use layers::Pulled;
+use mounts::Demand;
 use options::{Data, Options};
 use place::DeviceError;
 use pull::{PullError, Pulls};
 use undo::{Steps, Undo};
+use verity::Verity;
 
 pub use drivers::ephemeral::update;
 pub use mounts::Mounts;
@@ -218,31 +223,33 @@ pub struct Prepared {
 
 /// Prepare all of `storages`, in order. Dropping the future undoes what it did.
 pub async fn prepare(storages: &[Storage], context: &Context<'_>) -> Result<Prepared, Error> {
-    let mut prepared = Prepared::default();
     check_count(storages)?;
-    let mut layers: Vec<Storage> = storages.iter().filter(|storage| multi_layer::is_member(storage)).cloned().collect();
-    for storage in storages {
-        match storage.driver.as_str() {
-            // All of them where the first one stands.
-            _ if multi_layer::is_member(storage) => prepared.layers(std::mem::take(&mut layers), context).await?,
-            IMAGE_GUEST_PULL => prepared.pull(storage, context).await?,
-            EPHEMERAL => prepared.shared(storage, context, ephemeral::make).await?,
-            LOCAL => prepared.shared(storage, context, local::make).await?,
-            VIRTIO_FS => prepared.shared(storage, context, virtio_fs::make).await?,
-            BIND => prepared.shared(storage, context, bind::make).await?,
-            OVERLAYFS => {
-                let scratch = context.scratch();
-                prepared.shared(storage, context, move |storage, at| overlayfs::make(storage, at, &scratch)).await?;
-            }
-            WATCHABLE => {
-                let scratch = context.scratch();
-                prepared.shared(storage, context, move |storage, at| watchable::make(storage, at, &scratch)).await?;
-            }
-            BLK | MMIOBLK | SCSI | NVDIMM => prepared.block(storage, context).await?,
-            _ => return Err(Error::Driver(storage.driver.chars().take(64).collect())),
+    let mut making = Making::default();
+    let result = making.0.all(storages, context).await;
+    let prepared = std::mem::take(&mut making.0);
+    match result {
+        Ok(()) => Ok(prepared),
+        Err(error) => {
+            // The first error is worth more; the answer waits until nothing is left.
+            let _ = spawn_blocking(move || prepared.release()).await;
+            Err(error)
         }
     }
-    Ok(prepared)
+}
+
+/// What is being prepared. Should nobody wait for it any more, it is undone where that may take its time.
+#[derive(Default)]
+struct Making(Prepared);
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let prepared = std::mem::take(&mut self.0);
+        if !prepared.steps.is_empty()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn_blocking(move || drop(prepared));
+        }
+    }
 }
 
 fn check_count(storages: &[Storage]) -> Result<(), Error> {
@@ -261,9 +268,51 @@ impl Prepared {
         self.rootfs.as_deref()
     }
 
+    /// Who asked for them is there: what is to outlive it does from now on.
+    pub fn establish(&self) {
+        self.steps.establish();
+    }
+
     /// Undo everything, in reverse order and to the end; the first error is told. Blocks.
     pub fn release(self) -> Result<(), Error> {
         self.steps.release()
+    }
+
+    async fn all(&mut self, storages: &[Storage], context: &Context<'_>) -> Result<(), Error> {
+        let mut layers: Vec<Storage> =
+            storages.iter().filter(|storage| multi_layer::is_member(storage)).cloned().collect();
+        for storage in storages {
+            let is_disk = multi_layer::is_member(storage) || [BLK, MMIOBLK, SCSI, NVDIMM].contains(&&*storage.driver);
+            if Verity::is_asked_for(&storage.options) && !is_disk {
+                return Err(invalid(storage, "what is no disk can't be verified"));
+            }
+            match storage.driver.as_str() {
+                // All of them where the first one stands.
+                _ if multi_layer::is_member(storage) => self.layers(std::mem::take(&mut layers), context).await?,
+                IMAGE_GUEST_PULL => self.pull(storage, context).await?,
+                EPHEMERAL => self.shared(storage, context, ephemeral::make).await?,
+                LOCAL => self.shared(storage, context, local::make).await?,
+                VIRTIO_FS => self.shared(storage, context, virtio_fs::make).await?,
+                BIND => self.shared(storage, context, bind::make).await?,
+                OVERLAYFS => {
+                    let (root, scratch) = (context.root.to_path_buf(), context.scratch());
+                    let make = move |storage: &Storage, at: &Path| overlayfs::make(storage, at, &root, &scratch);
+                    self.shared(storage, context, make).await?;
+                }
+                WATCHABLE => {
+                    if let Some(place) =
+                        watchable::to_be_covered(&context.mount_point(storage)?, context.mounts).await?
+                    {
+                        self.shared(&place, context, ephemeral::make).await?;
+                    }
+                    let scratch = context.scratch();
+                    self.shared(storage, context, move |storage, at| watchable::make(storage, at, &scratch)).await?;
+                }
+                BLK | MMIOBLK | SCSI | NVDIMM => self.block(storage, context).await?,
+                _ => return Err(Error::Driver(storage.driver.chars().take(64).collect())),
+            }
+        }
+        Ok(())
     }
 
     /// What others may have there already is counted, otherwise `make` makes it.
@@ -273,11 +322,24 @@ impl Prepared {
         context: &Context<'_>,
         make: impl FnOnce(&Storage, &Path) -> Result<Steps, Error> + Send + 'static,
     ) -> Result<(), Error> {
+        self.shared_by(Demand::of(std::slice::from_ref(storage)), storage, context, make).await
+    }
+
+    async fn shared_by(
+        &mut self,
+        mut demand: Demand,
+        storage: &Storage,
+        context: &Context<'_>,
+        make: impl FnOnce(&Storage, &Path) -> Result<Steps, Error> + Send + 'static,
+    ) -> Result<(), Error> {
         let at = context.mount_point(storage)?;
+        // What a pod's containers share lives as long as the pod, though the host does not say so: one of them may be started again.
+        let is_own = at.starts_with(context.root.join(context.owner));
+        demand.keep = storage.shared || [EPHEMERAL, LOCAL].contains(&&*storage.driver) && !is_own;
         let (mounts, storage) = (context.mounts.clone(), storage.clone());
         // Should nobody wait for it any more, the steps are dropped as soon as they are done.
         let done = spawn_blocking(move || {
-            mounts.acquire(&storage, &at, || {
+            mounts.acquire(&storage, demand, &at, || {
                 let steps = make(&storage, &at)?;
                 if let Some(group) = storage.fs_group.as_ref() {
                     ownership::apply(&at, group, storage.options.iter().any(|option| option == "ro"))?;
@@ -297,6 +359,7 @@ impl Prepared {
 
     async fn layers(&mut self, members: Vec<Storage>, context: &Context<'_>) -> Result<(), Error> {
         let Some(first) = members.first().cloned() else { return Ok(()) };
+        let demand = Demand::of(&members);
         let mut found = Vec::with_capacity(members.len());
         for member in members {
             if member.mount_point != first.mount_point {
@@ -309,7 +372,7 @@ impl Prepared {
             found.push((member, disk));
         }
         let (group, scratch, mounts) = (Group::new(found)?, context.scratch(), context.mounts.clone());
-        self.shared(&first, context, move |_, at| group.make(at, &scratch, &mounts)).await
+        self.shared_by(demand, &first, context, move |_, at| group.make(at, &scratch, &mounts)).await
     }
 
     async fn pull(&mut self, storage: &Storage, context: &Context<'_>) -> Result<(), Error> {
@@ -320,23 +383,41 @@ impl Prepared {
             "" => context.root.join(context.owner).join("rootfs"),
             _ => context.mount_point(storage)?,
         };
+        self.steps.push(Undo::Value(Box::new(context.mounts.claim(storage, &mount_point)?)));
         let (pulled, ready) = context.pulls.pull_mounted(context.owner, &storage.source).await?;
-        // What exists from here on is undone by `self`.
-        self.steps.push(Undo::Value(Box::new(ready)));
-        let scratch = context.scratch.join(context.owner);
-        let upper = Directory::make(&scratch)?;
-        self.steps.push(Undo::Tree(scratch.clone()));
-        let target = Directory::make(&mount_point)?;
-        if let Some(parent) = mount_point.parent() {
-            self.steps.push(Undo::Empty(parent.into()));
-        }
-        self.steps.push(Undo::Empty(mount_point.clone()));
-        overlay::mount(&pulled.image.layers, &upper, &scratch, &target, &mount_point)?;
-        self.steps.push(Undo::Mount(mount_point.clone()));
+        let (scratch, at, image) = (context.scratch(), mount_point.clone(), pulled.clone());
+        let mounted = spawn_blocking(move || mount_image(&image, ready, &scratch, &at));
+        self.steps.append(mounted.await.map_err(|_| Error::Task)??);
         self.pulled = Some(pulled);
         self.rootfs = Some(mount_point);
         Ok(())
     }
+}
+
+/// Mount a pulled image, whose layers stay as long as `ready` does, on `at`; what is written goes to `scratch`, which is not there yet. Blocks.
+fn mount_image(
+    pulled: &Pulled,
+    ready: impl fmt::Debug + Send + Sync + 'static,
+    scratch: &Path,
+    at: &Path,
+) -> Result<Steps, Error> {
+    let mut steps = Steps::default();
+    steps.push(Undo::Value(Box::new(ready)));
+    let upper = Directory::make(scratch)?;
+    steps.push(Undo::Tree(scratch.into()));
+    let target = Directory::make(at)?;
+    if let Some(parent) = at.parent() {
+        steps.push(Undo::Empty(parent.into()));
+    }
+    steps.push(Undo::Empty(at.into()));
+    overlay::mount(&pulled.image.layers, &upper, scratch, &target, at)?;
+    steps.push(Undo::Mount(at.into()));
+    Ok(steps)
+}
+
+/// Show the file `source` at `at` too, for as long as the guest lives; no link is followed on the way there. Blocks.
+pub fn show(source: &Path, at: &Path) -> Result<(), Error> {
+    bind::bind(source, at, &Options::default(), false).map(Steps::keep)
 }
 
 fn parse_options(storage: &Storage, understood: Data) -> Result<Options, Error> {

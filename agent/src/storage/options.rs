@@ -35,7 +35,8 @@ const ATIME: u64 = MountAttrFlags::MOUNT_ATTR__ATIME.bits() as u64;
 
 /// Options that ask for what is so anyway, or that say what the driver knows.
 const DEFAULTS: &[&str] = &[
-    "", "rw", "suid", "dev", "exec", "defaults", "async", "rprivate", "private", "bind", "rbind", "nofail", "_netdev",
+    "", "rw", "suid", "dev", "exec", "defaults", "async", "rprivate", "private", "rslave", "slave", "rshared",
+    "shared", "bind", "rbind", "remount", "nofail", "_netdev",
 ];
 
 /// What mount(2) takes of options: a page, and the byte that ends the string.
@@ -43,6 +44,11 @@ pub const MAX_DATA: usize = 4095;
 
 /// Options of the agent's, which no file system is to see.
 const OURS: &[&str] = &["X-kata.", "io.katacontainers."];
+
+/// Whether an option is for the agent.
+pub fn is_ours(option: &str) -> bool {
+    OURS.iter().any(|prefix| option.starts_with(prefix))
+}
 
 /// Which options are left to the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +88,7 @@ impl Options {
             return Err(format!("{} options; at most {MAX_OPTIONS} are taken", options.len()));
         }
         let mut parsed = Options::default();
-        let theirs = options.iter().filter(|option| !OURS.iter().any(|prefix| option.starts_with(prefix)));
+        let theirs = options.iter().filter(|option| !is_ours(option));
         for option in theirs.flat_map(|option| option.split(',')) {
             parsed
                 .add(option, understood)
@@ -166,6 +172,13 @@ mod tests {
         assert_eq!(options.flags, MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV);
         assert_eq!(options.data, "size=64M,uid=5");
         assert_eq!((options.mode, options.group), (Some(0o1777), Some(1000)));
+    }
+
+    /// As Kata's hosts ask for another size, and for ConfigMaps.
+    #[test]
+    fn what_says_how_to_mount_is_no_option_of_the_file_system() {
+        let options = parse(&["remount", "size=64M", "fsgid=1000", "rslave", "rbind"]).unwrap();
+        assert_eq!((options.data.as_str(), options.group), ("size=64M", Some(1000)));
     }
 
     #[test]

@@ -125,6 +125,8 @@ pub struct WorkerCommand {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// Whether it gets nothing of this process's environment, which in a guest is the host's.
+    pub alone: bool,
 }
 
 impl WorkerCommand {
@@ -133,13 +135,16 @@ impl WorkerCommand {
         let beside = std::env::current_exe().ok().map(|own| own.with_file_name(PULLER));
         let beside = beside.filter(|path| path.is_file());
         let program = beside.unwrap_or_else(|| Path::new(HELPERS).join(PULLER));
-        WorkerCommand { program, args: vec!["worker".into()] }
+        WorkerCommand { program, args: vec!["worker".into()], alone: false }
     }
 
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args);
-        if std::env::var_os("PATH").is_none() {
+        if self.alone {
+            command.env_clear();
+        }
+        if self.alone || std::env::var_os("PATH").is_none() {
             command.env("PATH", PATH);
         }
         // Spawned by the runtime's only thread, which lives as long as the agent.
@@ -359,7 +364,7 @@ impl Pulls {
     /// Pulls whose worker fails at once.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Arc<Pulls> {
-        let worker = WorkerCommand { program: "/bin/false".into(), args: Vec::new() };
+        let worker = WorkerCommand { program: "/bin/false".into(), args: Vec::new(), alone: false };
         Pulls::new(Settings {
             store: "/nonexistent".into(),
             place: Place::default(),

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use tokio::task::spawn_blocking;
 
+use super::mountinfo::{self, Mounted};
 use super::mounts::Mounts;
-use super::{Error, mountinfo};
+use super::{Error, undo};
+
+/// What hosts share: virtiofs, and FUSE, over which it goes.
+const SHARED: [&str; 2] = ["virtiofs", "fuse"];
 
 /// The most mounts that are looked at.
 const MAX_MOUNTS: usize = 4096;
@@ -39,7 +42,10 @@ pub async fn sweep(mounts: &Arc<Mounts>, root: &'static Path) -> Result<usize, E
 
 fn unmount_stale(root: &Path) -> Result<usize, Error> {
     let mounted = mountinfo::all().map_err(|error| Error::system("read what is mounted below", root, error))?;
-    let below = mounted.iter().rev().filter(|mounted| mounted.at.starts_with(root) && mounted.at != root);
+    // What the guest itself has mounted there is not stale, whatever the host says of what leads there.
+    let is_shared =
+        |mounted: &&Mounted| SHARED.contains(&&*mounted.kind) && mounted.at.starts_with(root) && mounted.at != root;
+    let below = mounted.iter().rev().filter(is_shared);
     // Those that were mounted last come first: nothing is mounted on them.
     Ok(below.take(MAX_MOUNTS).filter(|mounted| is_stale(&mounted.at) && detach(&mounted.at)).count())
 }
@@ -51,7 +57,7 @@ fn is_stale(at: &Path) -> bool {
 }
 
 fn detach(at: &Path) -> bool {
-    match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+    match undo::detach(at) {
         Ok(()) => {
             tracing::info!(?at, "a mount whose file the host has removed is gone");
             true

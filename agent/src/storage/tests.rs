@@ -8,6 +8,7 @@ use std::sync::{Barrier, LazyLock};
 use nacre_protocol::agent::FSGroup;
 use nacre_protocol::types::FSGroupChangePolicy;
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_change};
 
 use super::*;
@@ -119,8 +120,8 @@ impl World {
     }
 
     pub(super) async fn prepare(&self, storages: &[Storage]) -> Result<Prepared, Error> {
-        let World { scratch, mounts, pulls, devices, .. } = self;
-        let context = Context { owner: "c", root: &ROOT, scratch, mounts, pulls, devices };
+        let World { dir, scratch, mounts, pulls, devices } = self;
+        let context = Context { owner: "c", root: dir, scratch, mounts, pulls, devices };
         prepare(storages, &context).await
     }
 
@@ -201,7 +202,9 @@ fn what_several_name_is_mounted_once_and_nobody_gets_what_another_has_mounted() 
         two.release().unwrap();
         assert_eq!(world.left(), [""; 0]);
         wanted.shared = true;
-        world.prepare(std::slice::from_ref(&wanted)).await.unwrap().release().unwrap();
+        let kept = world.prepare(std::slice::from_ref(&wanted)).await.unwrap();
+        kept.establish();
+        kept.release().unwrap();
         assert_eq!(world.left(), ["shm"]);
         world.mounts.end().unwrap();
         assert_eq!(world.left(), [""; 0]);
@@ -298,7 +301,7 @@ fn who_comes_second_waits_for_the_first_and_makes_it_when_that_fails() {
             0 => Err(Error::Task),
             _ => Ok(Steps::default()),
         };
-        mounts.acquire(&wanted, Path::new("/a"), make)
+        mounts.acquire(&wanted, Demand::of(std::slice::from_ref(&wanted)), Path::new("/a"), make)
     };
     std::thread::scope(|scope| {
         let users: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
@@ -370,4 +373,222 @@ fn what_changes_in_the_guest_is_bound() {
         prepared.release().unwrap();
         assert_eq!(world.left(), ["source"]);
     });
+}
+
+#[test]
+fn undoing_follows_no_link_that_the_host_has_put_in_the_way() {
+    World::enter(async |world| {
+        let at = world.dir.join("share/local/x");
+        let prepared = world.prepare(&[world.storage("local", "share/local/x")]).await.unwrap();
+        assert!(at.exists());
+        fs::create_dir_all(world.dir.join("victim/x")).unwrap();
+        fs::write(world.dir.join("victim/x/file"), "").unwrap();
+        fs::rename(world.dir.join("share/local"), world.dir.join("share/away")).unwrap();
+        symlink(world.dir.join("victim"), world.dir.join("share/local")).unwrap();
+        assert!(prepared.release().is_err());
+        assert!(world.dir.join("victim/x/file").exists());
+    });
+}
+
+#[test]
+fn what_is_mounted_in_a_directory_is_not_removed_with_it() {
+    World::enter(async |world| {
+        let prepared = world.prepare(&[world.storage("ephemeral", "tree/mount")]).await.unwrap();
+        fs::write(world.dir.join("tree/mount/file"), "").unwrap();
+        fs::write(world.dir.join("tree/own"), "").unwrap();
+        let mut steps = Steps::default();
+        steps.push(Undo::Tree(world.dir.join("tree")));
+        assert!(steps.release().is_err()); // the mount's own directory is in use
+        assert!(world.dir.join("tree/mount/file").exists());
+        prepared.release().unwrap();
+    });
+}
+
+#[test]
+fn a_directory_of_the_pod_s_outlives_its_users_and_one_of_a_container_s_does_not() {
+    World::enter(async |world| {
+        for driver in ["local", "ephemeral"] {
+            let wanted = [world.storage(driver, "shared/empty"), world.storage(driver, "c/own")];
+            let first = world.prepare(&wanted).await.unwrap();
+            first.establish();
+            fs::write(world.dir.join("shared/empty/kept"), "").unwrap();
+            first.release().unwrap();
+            assert!(!world.dir.join("c/own").exists());
+            let second = world.prepare(&wanted).await.unwrap();
+            second.establish();
+            assert!(world.dir.join("shared/empty/kept").exists(), "{driver}");
+            second.release().unwrap();
+            world.mounts.end().unwrap();
+            assert!(!world.dir.join("shared/empty/kept").exists(), "{driver}");
+            // A container that did not come about leaves nothing.
+            drop(world.prepare(&wanted).await.unwrap());
+            assert!(!world.dir.join("shared/empty").exists(), "{driver}");
+        }
+    });
+}
+
+#[test]
+fn who_comes_second_gets_no_less_than_is_asked_for() {
+    World::enter(async |world| {
+        let first = world.storage("ephemeral", "a");
+        let prepared = world.prepare(std::slice::from_ref(&first)).await.unwrap();
+        let other = |change: &dyn Fn(&mut Storage)| {
+            let mut other = first.clone();
+            change(&mut other);
+            other
+        };
+        for other in [
+            other(&|other| other.driver_options = vec!["encryption_key=ephemeral".into()]),
+            other(&|other| other.options = vec!["io.katacontainers.fs-opt.x".into()]),
+            other(&|other| other.fstype = "hugetlbfs".into()),
+        ] {
+            let error = world.prepare(&[other]).await.unwrap_err();
+            assert!(error.to_string().contains("is mounted there"), "{error}");
+        }
+        world.prepare(&[first]).await.unwrap().release().unwrap();
+        prepared.release().unwrap();
+    });
+}
+
+#[tokio::test]
+async fn what_can_t_be_verified_is_not_mounted_when_a_root_hash_is_given() {
+    for driver in ["ephemeral", "local", "bind", "virtio-fs", "overlayfs", "watchable-bind", "image_guest_pull"] {
+        let at = ROOT.join("verified");
+        let mut wanted = storage(driver, at.to_str().unwrap());
+        wanted.options = vec!["X-kata.dmverity-enabled=true".into(), "X-kata.dmverity.roothash=00".into()];
+        let error = try_prepare(&[wanted]).await.unwrap_err();
+        assert!(error.is_invalid() && error.to_string().contains("can't be verified"), "{error}");
+    }
+    let mut disk = storage("blk", "/a");
+    disk.options = vec!["X-kata.dmverity-enabled=true".into(), "X-kata.dmverity.roothash=00".into()];
+    let mount = |disk: &Storage| block::make(disk, Path::new("/a"), Path::new("/dev/null"), "x").unwrap_err();
+    let error = mount(&disk);
+    assert!(error.is_invalid() && error.to_string().contains("hashoffset"), "{error}");
+    disk.driver_options = vec!["create_filesystem".into()];
+    assert!(mount(&disk).to_string().contains("can't be verified"));
+}
+
+#[test]
+fn nothing_covers_an_image() {
+    let mounts = Mounts::new();
+    let nothing = |at: &str| {
+        let wanted = storage("local", at);
+        mounts.acquire(&wanted, Demand::of(std::slice::from_ref(&wanted)), Path::new(at), || Ok(Steps::default()))
+    };
+    let other = nothing("/x/b").unwrap();
+    let claim = mounts.claim(&Storage::new(), Path::new("/x/a/rootfs")).unwrap();
+    for at in ["/x/a/rootfs", "/x/a/rootfs/etc", "/x/a"] {
+        assert!(nothing(at).unwrap_err().to_string().contains("an image is there"), "{at}");
+    }
+    assert!(mounts.claim(&Storage::new(), Path::new("/x/a/rootfs")).is_err());
+    assert!(mounts.claim(&Storage::new(), Path::new("/x/b/c")).is_err());
+    drop((claim, other));
+    drop(nothing("/x/a/rootfs").unwrap());
+}
+
+#[test]
+fn a_file_that_was_there_before_stays() {
+    World::enter(async |world| {
+        for name in ["source", "empty"] {
+            fs::write(world.dir.join(name), "").unwrap();
+        }
+        let mut wanted = world.storage("bind", "empty");
+        wanted.source = world.dir.join("source").to_str().unwrap().into();
+        world.prepare(&[wanted]).await.unwrap().release().unwrap();
+        assert!(world.dir.join("empty").exists());
+    });
+}
+
+#[test]
+fn a_disk_can_be_bound_itself() {
+    World::enter(async |world| {
+        fs::write(world.dir.join("disk"), "blocks").unwrap();
+        let mut wanted = world.storage("blk", "seen");
+        (wanted.fstype, wanted.options) = ("bind".into(), vec!["bind".into()]);
+        let at = world.dir.join("seen");
+        let steps = block::make(&wanted, &at, &world.dir.join("disk"), "x").unwrap();
+        assert_eq!(fs::read_to_string(&at).unwrap(), "blocks");
+        steps.release().unwrap();
+        assert!(!at.exists());
+    });
+}
+
+#[test]
+fn config_maps_are_shown_in_a_share_that_is_read_only() {
+    World::enter(async |world| {
+        let share = PathBuf::from(world.directory("watchable"));
+        rustix::mount::mount_bind(&share, &share).unwrap();
+        rustix::mount::mount_remount(&share, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
+        let map = |name: &str| {
+            let mut wanted = world.storage("watchable-bind", &format!("watchable/{name}"));
+            wanted.source = world.directory(&format!("source-{name}"));
+            fs::write(format!("{}/key", wanted.source), name).unwrap();
+            wanted
+        };
+        let one = world.prepare(&[map("one")]).await.unwrap();
+        one.establish();
+        let other = world.prepare(&[map("other")]).await.unwrap();
+        other.establish();
+        one.release().unwrap();
+        assert_eq!(fs::read_to_string(world.dir.join("watchable/other/key")).unwrap(), "other");
+        other.release().unwrap();
+        world.mounts.end().unwrap();
+        rustix::mount::unmount(&share, rustix::mount::UnmountFlags::empty()).unwrap();
+    });
+}
+
+#[test]
+fn a_tree_of_any_depth_is_removed() {
+    World::enter(async |world| {
+        let top = world.dir.join("deep");
+        fs::create_dir(&top).unwrap();
+        let mut at = rustix::fs::open(&top, OFlags::DIRECTORY | OFlags::PATH, Mode::empty()).unwrap();
+        for _ in 0..20_000 {
+            rustix::fs::mkdirat(&at, ".moved-1", Mode::RWXU).unwrap();
+            rustix::fs::symlinkat("/", &at, "link").unwrap();
+            at = rustix::fs::openat(&at, ".moved-1", OFlags::DIRECTORY | OFlags::PATH, Mode::empty()).unwrap();
+        }
+        fs::create_dir_all(top.join("other/one")).unwrap();
+        fs::write(top.join("other/one/file"), "").unwrap();
+        let mut steps = Steps::default();
+        steps.push(Undo::Tree(top));
+        steps.release().unwrap();
+        assert_eq!(world.left(), [""; 0]);
+    });
+}
+
+#[test]
+fn an_overlay_writes_where_the_host_s_storages_are() {
+    World::enter(async |world| {
+        let lower = world.directory("lower");
+        let mut wanted = world.storage("overlayfs", "root");
+        wanted.options = vec![format!("lowerdir={lower}")];
+        wanted.driver_options = vec!["io.katacontainers.volume.overlayfs.create_directory=/run/nacre/x".into()];
+        let error = world.prepare(std::slice::from_ref(&wanted)).await.unwrap_err();
+        assert!(error.to_string().contains("is not below"), "{error}");
+        wanted.driver_options.clear();
+        wanted.options.extend(["upperdir=/var/tmp".into(), "workdir=/var/tmp".into()]);
+        assert!(world.prepare(&[wanted]).await.unwrap_err().is_invalid());
+    });
+}
+
+#[test]
+fn a_tree_on_which_another_file_system_is_mounted_is_not_removed() {
+    World::enter(async |world| {
+        let prepared = world.prepare(&[world.storage("ephemeral", "tree")]).await.unwrap();
+        fs::write(world.dir.join("tree/file"), "").unwrap();
+        let mut steps = Steps::default();
+        steps.push(Undo::Tree(world.dir.join("tree")));
+        assert!(steps.release().is_err() && world.dir.join("tree/file").exists());
+        prepared.release().unwrap();
+    });
+}
+
+#[tokio::test]
+async fn a_layer_in_memory_is_not_taken_for_a_verified_one() {
+    let mut upper = storage("blk", ROOT.join("root").to_str().unwrap());
+    upper.fstype = "tmpfs".into();
+    upper.options = ["multi-layer=true", "overlay-upper", "dmverity.roothash=00"].map(|o| format!("X-kata.{o}")).into();
+    let error = try_prepare(&[upper]).await.unwrap_err();
+    assert!(error.is_invalid() && error.to_string().contains("can't be verified"), "{error}");
 }

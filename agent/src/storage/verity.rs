@@ -19,6 +19,9 @@ const SUPERBLOCK: u64 = 1;
 /// The longest salt, in hexadecimal.
 const MAX_SALT: usize = 512;
 
+/// The most blocks of an extension: 256 GiB.
+const MAX_BLOCKS: u64 = 1 << 26;
+
 /// What a disk must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verity {
@@ -54,6 +57,11 @@ impl Verity {
         format!(
             "{hash_type} {disk} {disk} {data_block} {hash_block} {data_blocks} {hash_start} {algorithm} {root} {salt}"
         )
+    }
+
+    /// Whether the options of a storage say anything of it.
+    pub fn is_asked_for(options: &[String]) -> bool {
+        options.iter().any(|option| option.starts_with(OPTIONS))
     }
 
     /// What the options of a storage ask for; nothing, if they say nothing of it.
@@ -98,6 +106,37 @@ impl Verity {
         verity.check().map_err(|reason| format!("{OPTIONS}.{reason}")).map(|()| Some(verity))
     }
 
+    /// What the parameters of an extension ask for, as Kata's hosts write them: the tree is right behind the data, without a superblock.
+    pub fn of_parameters(text: &str) -> Result<Verity, String> {
+        let keys = ["root_hash", "salt", "data_blocks", "data_block_size", "hash_block_size"];
+        let mut values = [None; 5];
+        for word in text.split(',') {
+            let place =
+                word.split_once('=').and_then(|(key, value)| Some((keys.iter().position(|k| *k == key)?, value)));
+            let (at, value) = place.ok_or_else(|| format!("{:?} is none of its parameters", shown(word)))?;
+            if values[at].replace(value).is_some() {
+                return Err(format!("{} is there twice", keys[at]));
+            }
+        }
+        let value = |at: usize| values[at].ok_or_else(|| format!("{} is missing", keys[at]));
+        if [value(3)?, value(4)?] != ["4096"; 2] {
+            return Err("blocks of 4096 bytes are supported".into());
+        }
+        let data_blocks = value(2)?.parse().ok().filter(|blocks| (1..=MAX_BLOCKS).contains(blocks));
+        let data_blocks = data_blocks.ok_or_else(|| format!("data_blocks is no number up to {MAX_BLOCKS}"))?;
+        let verity = Verity {
+            hash_type: 1,
+            data_block: 4096,
+            hash_block: 4096,
+            data_blocks,
+            hash_start: data_blocks,
+            algorithm: "sha256".into(),
+            root: value(0)?.to_ascii_lowercase(),
+            salt: Some(value(1)?.to_ascii_lowercase()),
+        };
+        verity.check().map_err(String::from).map(|()| verity)
+    }
+
     fn check(&self) -> Result<(), &'static str> {
         let digits = match self.algorithm.as_str() {
             "sha256" => 64,
@@ -114,6 +153,11 @@ impl Verity {
             _ => Ok(()),
         }
     }
+}
+
+/// As much of a word as an error repeats.
+fn shown(word: &str) -> String {
+    word.chars().take(80).collect()
 }
 
 #[cfg(test)]

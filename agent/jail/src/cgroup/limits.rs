@@ -76,7 +76,7 @@ impl Cgroup {
 
     /// A limit below what is in use already would have the kernel kill.
     fn check_usage(&self, memory: &LinuxMemory) -> Result<(), Error> {
-        let controller: &MemController = self.controller("memory")?;
+        let controller: MemController = self.controller("memory")?;
         let usage = controller.memory_stat().usage_in_bytes;
         match memory.limit().and_then(|limit| u64::try_from(limit).ok()) {
             Some(limit) if limit < usage => Err(Error::spec(
@@ -88,7 +88,7 @@ impl Cgroup {
     }
 
     fn set_memory_limits(&self, memory: &LinuxMemory) -> Result<(), Error> {
-        let controller: &MemController = self.controller("memory")?;
+        let controller: MemController = self.controller("memory")?;
         let swap = match (is_unified(), memory.swap(), memory.limit()) {
             (_, Some(-1), _) => Some(-1),
             // The specification's number is memory plus swap; cgroup v2 counts swap alone.
@@ -134,7 +134,7 @@ impl Cgroup {
     fn set_cpu(&self, cpu: &LinuxCpu) -> Result<(), Error> {
         let v2 = is_unified();
         if cpu.shares().is_some() || cpu.quota().is_some() || cpu.period().is_some() {
-            let controller: &CpuController = self.controller("cpu")?;
+            let controller: CpuController = self.controller("cpu")?;
             if let Some(shares) = cpu.shares().filter(|shares| *shares > 0) {
                 let shares = if v2 { weight_of(shares) } else { shares };
                 self.set("set cpu shares", controller.set_shares(shares))?;
@@ -168,7 +168,7 @@ impl Cgroup {
         )?;
         let (cpus, mems) = (cpu.cpus().as_deref().unwrap_or(""), cpu.mems().as_deref().unwrap_or(""));
         if !cpus.is_empty() || !mems.is_empty() {
-            let controller: &CpuSetController = self.controller("cpuset")?;
+            let controller: CpuSetController = self.controller("cpuset")?;
             if !cpus.is_empty() {
                 self.set("set cpus", controller.set_cpus(cpus))?;
             }
@@ -180,7 +180,7 @@ impl Cgroup {
     }
 
     fn set_pids(&self, pids: &LinuxPids) -> Result<(), Error> {
-        let controller: &PidController = self.controller("pids")?;
+        let controller: PidController = self.controller("pids")?;
         let limit = if pids.limit() > 0 { MaxValue::Value(pids.limit()) } else { MaxValue::Max };
         self.set("limit pids", controller.set_pid_max(limit))
     }
@@ -212,9 +212,9 @@ impl Cgroup {
         ];
         for (devices, throttle) in throttles {
             for device in devices.iter().flatten() {
-                let controller: &BlkIoController = self.controller("io")?;
+                let controller: BlkIoController = self.controller("io")?;
                 let (major, minor) = (device.major() as u64, device.minor() as u64);
-                self.set("throttle io", throttle(controller, major, minor, device.rate()))?;
+                self.set("throttle io", throttle(&controller, major, minor, device.rate()))?;
             }
         }
         Ok(())
@@ -247,7 +247,7 @@ impl Cgroup {
 
     fn set_huge_pages(&self, limits: &[LinuxHugepageLimit]) -> Result<(), Error> {
         for limit in limits {
-            let controller: &HugeTlbController = self.controller("hugetlb")?;
+            let controller: HugeTlbController = self.controller("hugetlb")?;
             let size = limit.page_size();
             if !controller.size_supported(size) {
                 let property = "linux.resources.hugepageLimits.pageSize";
@@ -315,12 +315,12 @@ impl Cgroup {
             .map_err(|source| Error::system(format!("{property}: write {value:?} to {}", path.display()), source))
     }
 
-    pub(super) fn controller<'a, T>(&'a self, name: &'static str) -> Result<&'a T, Error>
+    pub(super) fn controller<T>(&self, name: &'static str) -> Result<T, Error>
     where
-        &'a T: From<&'a Subsystem>,
-        T: Controller + ControllIdentifier,
+        for<'a> &'a T: From<&'a Subsystem>,
+        T: Controller + ControllIdentifier + Clone,
     {
-        self.controllers().controller_of().ok_or_else(|| Error::Unsupported {
+        self.controllers().controller_of().cloned().ok_or_else(|| Error::Unsupported {
             property: format!("linux.resources: this system has no cgroup controller {name:?}"),
         })
     }

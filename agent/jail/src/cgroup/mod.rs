@@ -21,7 +21,7 @@ use cgroups_rs::fs::cgroup::Cgroup as Directory;
 use cgroups_rs::fs::cpuset::CpuSetController;
 use cgroups_rs::fs::freezer::FreezerController;
 use cgroups_rs::fs::hierarchies;
-use cgroups_rs::fs::{Controller as _, Subsystem};
+use cgroups_rs::fs::{Controller as _, Hierarchy, Subsystem};
 use oci_spec::runtime::{LinuxDevice, LinuxResources};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -43,7 +43,39 @@ const MAX_PATH: usize = 3072;
 #[derive(Debug)]
 pub(crate) struct Cgroup {
     path: PathBuf,
-    controllers: OnceLock<Directory>,
+}
+
+/// What is mounted where: found once, for to find it takes a look at all mounts, and what that found is large.
+#[derive(Debug)]
+struct Mounted;
+
+impl Mounted {
+    fn found(&self) -> &'static dyn Hierarchy {
+        static FOUND: OnceLock<Box<dyn Hierarchy>> = OnceLock::new();
+        &**FOUND.get_or_init(hierarchies::auto)
+    }
+}
+
+impl Hierarchy for Mounted {
+    fn subsystems(&self) -> Vec<Subsystem> {
+        self.found().subsystems()
+    }
+
+    fn root(&self) -> PathBuf {
+        self.found().root()
+    }
+
+    fn root_control_group(&self) -> Directory {
+        self.found().root_control_group()
+    }
+
+    fn parent_control_group(&self, path: &str) -> Directory {
+        self.found().parent_control_group(path)
+    }
+
+    fn v2(&self) -> bool {
+        self.found().v2()
+    }
 }
 
 /// Whether cgroups are those of cgroup v2, in which a process can be born. A system has them mounted one way, once and for all.
@@ -174,7 +206,7 @@ pub(crate) fn views(path: &Path) -> Result<Vec<View>, Error> {
     if hierarchies::is_cgroup2_unified_mode() {
         return Ok(vec![View { names: Vec::new(), directory: base.join(path), unified: true }]);
     }
-    let directory = Directory::load(hierarchies::auto(), path);
+    let directory = Directory::load(Box::new(Mounted), path);
     let view = |subsystem: &Subsystem| {
         let directory = subsystem.to_controller().path().to_path_buf();
         let names = hierarchy_of(&directory)?.split(',').map(String::from).collect();
@@ -213,12 +245,12 @@ impl Cgroup {
 
     /// The cgroup `path`, which may be there or not.
     pub(crate) fn at(path: &Path) -> Cgroup {
-        Cgroup { path: path.to_path_buf(), controllers: OnceLock::new() }
+        Cgroup { path: path.to_path_buf() }
     }
 
-    /// Its controllers. To find them takes a look at all mounts, so that is done when they are needed.
-    fn controllers(&self) -> &Directory {
-        self.controllers.get_or_init(|| Directory::load(hierarchies::auto(), &self.path))
+    /// Its controllers. They are as quickly told as kept, and there may be many cgroups.
+    fn controllers(&self) -> Directory {
+        Directory::load(Box::new(Mounted), &self.path)
     }
 
     /// Its directories: one on cgroup v2, one for each hierarchy on v1, and that of cgroup v2 beside them.
@@ -306,8 +338,8 @@ impl Cgroup {
             let path = Path::new(hierarchies::UNIFIED_MOUNTPOINT).join(&self.path).join("cgroup.freeze");
             return read(path).trim() == "1";
         }
-        let controller = self.controllers().controller_of::<FreezerController>();
-        controller.is_some_and(|freezer| read(freezer.path().join("freezer.state")).trim() == "FROZEN")
+        let freezer = self.controller::<FreezerController>("freezer");
+        freezer.is_ok_and(|freezer| read(freezer.path().join("freezer.state")).trim() == "FROZEN")
     }
 
     /// Where a controller's files are: on cgroup v2 in the one directory.
@@ -316,9 +348,9 @@ impl Cgroup {
         if is_unified() {
             return Some(root.join(&self.path));
         }
-        let paths = self.controllers().subsystems().iter().map(|subsystem| subsystem.to_controller().path());
+        let controllers = self.controllers();
+        let mut paths = controllers.subsystems().iter().map(|subsystem| subsystem.to_controller().path());
         paths
-            .into_iter()
             .find(|path| hierarchy_of(path).is_some_and(|name| name.split(',').any(|n| n == controller)))
             .map(Path::to_path_buf)
     }
@@ -349,7 +381,7 @@ impl Cgroup {
 
     /// cgroup v1 only: a new cpuset has neither processors nor memory nodes, and takes no process until it has.
     fn inherit_cpuset(&self) -> Result<(), Error> {
-        let Some(cpuset) = self.controllers().controller_of::<CpuSetController>() else { return Ok(()) };
+        let Ok(cpuset) = self.controller::<CpuSetController>("cpuset") else { return Ok(()) };
         let mut missing = Vec::new();
         let mut values = None;
         for directory in cpuset.path().ancestors() {
@@ -379,7 +411,7 @@ impl Cgroup {
     }
 
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), Error> {
-        let controller: &FreezerController = self.controller("freezer")?;
+        let controller: FreezerController = self.controller("freezer")?;
         if !frozen {
             return self.set("thaw", controller.thaw());
         }
@@ -395,7 +427,7 @@ impl Cgroup {
                 return Ok(());
             }
         } else {
-            let controller: &FreezerController = self.controller("freezer")?;
+            let controller: FreezerController = self.controller("freezer")?;
             let end = Instant::now() + WITHIN;
             while Instant::now() < end {
                 if self.is_frozen() {

@@ -67,7 +67,7 @@ pub fn spec(script: &str) -> Value {
                 { "type": "pid" }, { "type": "ipc" }, { "type": "uts" }, { "type": "mount" }, { "type": "network" },
                 { "type": "cgroup" },
             ],
-            "maskedPaths": ["/proc/kallsyms", "/proc/scsi", "/absent"],
+            "maskedPaths": ["/proc/interrupts", "/proc/scsi", "/absent"],
             "readonlyPaths": ["/proc/sys"],
             "resources": { "pids": { "limit": 32 } },
         },

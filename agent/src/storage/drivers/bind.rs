@@ -36,8 +36,10 @@ pub fn bind(source: &Path, at: &Path, options: &Options, recursive: bool) -> Res
         }
         FileType::Symlink => return Err(failed(Errno::LOOP)),
         _ => {
-            let target = make_file(at)?;
-            steps.push(Undo::EmptyFile(at.into()));
+            let (target, is_new) = make_file(at)?;
+            if is_new {
+                steps.push(Undo::EmptyFile(at.into()));
+            }
             target
         }
     };
@@ -59,12 +61,17 @@ fn detached(found: &OwnedFd, options: &Options, recursive: bool) -> Result<Owned
     Ok(tree)
 }
 
-/// A file to mount a file on.
-fn make_file(at: &Path) -> Result<OwnedFd, Error> {
+/// A file to mount a file on, and whether it was not there before.
+fn make_file(at: &Path) -> Result<(OwnedFd, bool), Error> {
     let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
         return Err(Error::system("make file", at, Errno::ISDIR));
     };
     let above = Directory::make(above)?;
     let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    openat(&above, name, flags, Mode::from_raw_mode(0o644)).map_err(|error| Error::system("make file", at, error))
+    let open = |more| openat(&above, name, flags | more, Mode::from_raw_mode(0o644));
+    let opened = match open(OFlags::EXCL) {
+        Err(Errno::EXIST) => open(OFlags::empty()).map(|file| (file, false)),
+        made => made.map(|file| (file, true)),
+    };
+    opened.map_err(|error| Error::system("make file", at, error))
 }

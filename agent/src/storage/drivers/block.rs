@@ -8,13 +8,16 @@ use std::io::{Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::agent::Storage;
+use rustix::mount::MountFlags;
 
+use super::bind::bind;
 use crate::device::{self, Locator};
 use crate::storage::options::Data;
 use crate::storage::place::disk::{self, Disk, Encrypted};
 use crate::storage::place::{self, memory};
 use crate::storage::undo::{Steps, Undo};
-use crate::storage::{Error, MMIOBLK, NVDIMM, SCSI, drivers, invalid, parse_options};
+use crate::storage::verity::Verity;
+use crate::storage::{BIND, Error, MMIOBLK, NVDIMM, SCSI, drivers, invalid, parse_options};
 
 /// What is mounted of disks. Each type is a piece of the kernel that reads what the host has written.
 const FILE_SYSTEMS: &[&str] = &["ext4", "xfs", "btrfs", "erofs", "squashfs"];
@@ -44,7 +47,14 @@ pub fn locator(storage: &Storage) -> Result<Locator, device::Error> {
 /// Mount the disk whose node is `disk`; devices that are made of it are called `name`. Blocks.
 pub fn make(storage: &Storage, at: &Path, disk: &Path, name: &str) -> Result<Steps, Error> {
     let before = Before::parse(&storage.driver_options).map_err(|reason| invalid(storage, reason))?;
+    if before.create && Verity::is_asked_for(&storage.options) {
+        return Err(invalid(storage, "what is made anew can't be verified"));
+    }
     let kind = match storage.fstype.as_str() {
+        // A volume that is a disk itself.
+        BIND if before == Before::default() && !Verity::is_asked_for(&storage.options) => {
+            return bind(disk, at, &parse_options(storage, Data::Tmpfs)?, false);
+        }
         "" => EXT4,
         kind if FILE_SYSTEMS.contains(&kind) => kind,
         other => {
@@ -54,9 +64,13 @@ pub fn make(storage: &Storage, at: &Path, disk: &Path, name: &str) -> Result<Ste
     if before.create && kind != EXT4 {
         return Err(invalid(storage, format!("file systems of type {EXT4} are made, none of type {kind}")));
     }
-    let options = parse_options(storage, Data::Any)?;
+    let mut options = parse_options(storage, Data::Any)?;
     let mut steps = Steps::default();
-    let disk = before.act(disk, name, &mut steps)?;
+    let mut disk = before.act(disk, name, &mut steps)?;
+    if let Some(verified) = drivers::verified(storage, &disk, name, &mut steps)? {
+        disk = verified;
+        options.flags |= MountFlags::RDONLY;
+    }
     steps.append(drivers::mount(&disk, at, kind, &options)?);
     Ok(steps)
 }

@@ -69,6 +69,9 @@ impl Group {
         let mut group = Group { upper: None, lower: Vec::new() };
         for (storage, disk) in members {
             if is_upper(&storage) {
+                if Verity::is_asked_for(&storage.options) {
+                    return Err(invalid(&storage, "what is written to can't be verified"));
+                }
                 if group.upper.is_some() {
                     return Err(invalid(&storage, "there is an upper layer already"));
                 }
@@ -148,13 +151,9 @@ impl Layer {
             disk.clone_from(&mapped.path);
             steps.push(Undo::Value(Box::new(mapped)));
         }
-        if let Some(verity) =
-            Verity::of_options(&self.storage.options).map_err(|reason| invalid(&self.storage, reason))?
-        {
-            let mapped = verity.map(&format!("verity-{}", mounts.number()), &disk);
-            let mapped = mapped.map_err(|error| Error::system("verify", &self.disk, error))?;
-            disk.clone_from(&mapped.path);
-            steps.push(Undo::Value(Box::new(mapped)));
+        let name = format!("verity-{}", mounts.number());
+        if let Some(verified) = drivers::verified(&self.storage, &disk, &name, &mut steps)? {
+            disk = verified;
         }
         let mut options = self.options()?;
         options.flags |= MountFlags::RDONLY;

@@ -32,13 +32,21 @@ struct Wanted {
     options: Options,
 }
 
-/// Mount it; where a place to write is asked for, it is `scratch`, a directory that is not there yet. Blocks.
-pub fn make(storage: &Storage, at: &Path, scratch: &Path) -> Result<Steps, Error> {
+/// Mount it. What is written to is below `root`, which is the host's; where a place to write is asked for, it is `scratch`, a directory that is not there yet. Blocks.
+pub fn make(storage: &Storage, at: &Path, root: &Path, scratch: &Path) -> Result<Steps, Error> {
     let wanted = Wanted::parse(&storage.options, scratch).map_err(|reason| invalid(storage, reason))?;
     let mut steps = Steps::default();
-    for directory in created(storage)? {
+    let created = created(storage)?;
+    let theirs = wanted.upper.iter().flat_map(|(upper, work)| [upper, work]).filter(|path| !path.starts_with(scratch));
+    if let Some(path) = created.iter().chain(theirs).find(|path| !path.starts_with(root)) {
+        return Err(invalid(storage, format!("{path:?}, which is made or written to, is not below {root:?}")));
+    }
+    for directory in created {
+        let was_there = directory::find(&directory).is_ok();
         Directory::make(&directory)?;
-        steps.push(Undo::Empty(directory));
+        if !was_there {
+            steps.push(Undo::Empty(directory));
+        }
     }
     if wanted.upper.as_ref().is_some_and(|(upper, _)| upper.starts_with(scratch)) {
         Directory::make(scratch)?;

@@ -23,10 +23,11 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::storage::directory::{self, Directory};
 use crate::storage::drivers::bind::bind;
+use crate::storage::mounts::Mounts;
 use crate::storage::options::{Data, Options};
 use crate::storage::pull::lock;
 use crate::storage::undo::{Steps, Undo};
-use crate::storage::{Error, invalid, parse_options};
+use crate::storage::{EPHEMERAL, Error, invalid, parse_options};
 
 /// How often a share is looked at.
 const EVERY: Duration = Duration::from_secs(2);
@@ -95,6 +96,39 @@ struct Watch {
     mirror: Arc<Mutex<Option<Mirror>>>,
     task: JoinHandle<()>,
 }
+
+/// Where Kata's hosts have all mount points of such storages: in the share, which is read-only.
+const PLACE: &str = "watchable";
+
+/// A file system in memory to cover the place of the mount point `at` with, where the host lets nothing be made there.
+pub async fn to_be_covered(at: &Path, mounts: &Arc<Mounts>) -> Result<Option<Storage>, Error> {
+    let place = at.parent().filter(|place| place.ends_with(PLACE)).map(Path::to_path_buf);
+    let Some(place) = place else { return Ok(None) };
+    let cover = |place: &Path| Storage {
+        driver: EPHEMERAL.into(),
+        fstype: "tmpfs".into(),
+        mount_point: place.to_string_lossy().into_owned(),
+        shared: true, // others come after this one
+        ..Storage::new()
+    };
+    let mounts = mounts.clone();
+    // Who comes later uses the cover of who came first, and is counted.
+    let find = move || (mounts.with(&place, EPHEMERAL, || ()).is_some() || is_read_only(&place)).then(|| cover(&place));
+    spawn_blocking(find).await.map_err(|_| Error::Task)
+}
+
+/// Whether nothing can be made in it, which only an attempt tells of what a host shares.
+fn is_read_only(place: &Path) -> bool {
+    let Ok(directory) = Directory::find(place) else { return false };
+    let attempt = mkdirat(&directory, ATTEMPT, Mode::RWXU);
+    if attempt.is_ok() {
+        let _ = unlinkat(&directory, ATTEMPT, AtFlags::REMOVEDIR); // it is the host's to remove, too
+    }
+    attempt == Err(Errno::ROFS)
+}
+
+/// No volume's name.
+const ATTEMPT: &str = ".nacre-attempt";
 
 /// Show the source on the mount point; the copy, if it takes one, is `scratch`, a directory that is not there yet. Blocks.
 pub fn make(storage: &Storage, at: &Path, scratch: &Path) -> Result<Steps, Error> {
