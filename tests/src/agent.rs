@@ -27,6 +27,9 @@ pub const MAC: &str = "52:54:00:6e:61:63";
 /// How long an agent may take to answer.
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long a guest may take to come up. Firmware under emulation, on a machine that is busy, takes most of it.
+const BOOTS_WITHIN: Duration = Duration::from_secs(150);
+
 /// A connection to an agent, with all its services.
 #[derive(Clone)]
 #[expect(missing_debug_implementations, reason = "ttRPC's clients have none")]
@@ -237,9 +240,16 @@ impl Guest {
     /// # Errors
     /// A guest that does not come up.
     pub async fn boot_as(dist: &Path, machine: Machine<'_>) -> Result<Guest> {
+        let layout = Layout::of(dist.join("share/nacre/vmlinux"), dist.join("share/nacre/minimal.initrd"))?;
+        Guest::boot_layout(layout, machine).await
+    }
+
+    /// The same, of another guest.
+    ///
+    /// # Errors
+    /// A guest that does not come up.
+    pub async fn boot_layout(layout: Layout, machine: Machine<'_>) -> Result<Guest> {
         let dir = tempfile::tempdir().context("make the guest's directory")?;
-        let layout =
-            Layout { kernel: dist.join("share/nacre/vmlinux"), image: dist.join("share/nacre/minimal.initrd") };
         let spec = VmSpec {
             layout,
             dir: dir.path().to_path_buf(),
@@ -250,7 +260,7 @@ impl Guest {
             disks: machine.disks,
             kernel_args: machine.words.iter().map(ToString::to_string).collect(),
         };
-        let vm = Vm::boot(&spec, Instant::now() + 3 * UP_WITHIN).await?;
+        let vm = Vm::boot(&spec, Instant::now() + BOOTS_WITHIN).await?;
         Ok(Guest { vm, dir })
     }
 

@@ -1,11 +1,9 @@
 //! The image of `make run` and of the pull benchmark: a small Debian, three layers, each compressed another way.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
-use nacre_image::packages;
+use anyhow::Result;
+use nacre_image::packages::{self, Entry};
 use serde_json::json;
 
 use crate::image::{Compression, Image, Layer, Written};
@@ -43,40 +41,23 @@ pub fn write(dir: &Path, cache: &Path) -> Result<Written> {
         .write(dir)
 }
 
-/// The files of some packages, in the order of their paths.
+/// The files of some packages, in the order of their paths, below the links that lead into `/usr`.
 ///
 /// # Errors
 /// A package that can't be had.
 pub fn layer(names: &[&str], cache: &Path) -> Result<Vec<u8>> {
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let unpacked = packages::unpack(&names, cache)?;
-    let root = unpacked.root.path();
+    let contents = packages::contents_today(names, cache)?;
     let mut layer = Layer::default();
-    let mut todo = vec![PathBuf::new()];
-    let mut found = Vec::new();
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(root.join(&dir)).with_context(|| format!("list {}", dir.display()))? {
-            let path = dir.join(entry?.file_name());
-            if LEFT_OUT.iter().any(|out| path.starts_with(out)) {
-                continue;
-            }
-            if fs::symlink_metadata(root.join(&path))?.is_dir() {
-                todo.push(path.clone());
-            }
-            found.push(path);
-        }
+    for merged in ["bin", "lib", "lib64", "sbin"] {
+        layer = layer.symlink(merged, &format!("usr/{merged}"))?;
     }
-    found.sort();
-    for path in found {
-        let from = root.join(&path);
-        let meta = fs::symlink_metadata(&from)?;
-        let name = path.to_string_lossy();
-        layer = if meta.is_symlink() {
-            layer.symlink(&name, &fs::read_link(&from)?.to_string_lossy())?
-        } else if meta.is_dir() {
-            layer.directory(&format!("{name}/"), meta.permissions().mode() & 0o7777)?
-        } else {
-            layer.file(&name, meta.permissions().mode() & 0o7777, &fs::read(&from)?)?
+    for (path, entry) in
+        contents.iter().filter(|(path, _)| !LEFT_OUT.iter().any(|out| Path::new(path).starts_with(out)))
+    {
+        layer = match entry {
+            Entry::Symlink(target) => layer.symlink(path, target)?,
+            Entry::Directory(mode) => layer.directory(&format!("{path}/"), *mode)?,
+            Entry::File(mode, _) => layer.file(path, *mode, contents.file(&format!("/{path}"))?.1)?,
         };
     }
     layer.finish()

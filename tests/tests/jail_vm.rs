@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use nacre_image::cpio;
+use nacre_image::outputs::cpio;
 use nacre_image::tree::{Node, Tree};
 use nacre_tests::dist;
 

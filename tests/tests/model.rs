@@ -248,14 +248,16 @@ impl Life<'_> {
         let other = self.agent.connect().await.unwrap();
         let _ = tokio::time::timeout(Duration::from_millis(patience), self.ask(&other, step)).await;
         drop(other);
-        for ask in [Ask::Remove, Ask::Create, Ask::Remove] {
-            let step = Step { ask, ..step };
-            let is_over = |answer| match ask {
-                Ask::Create => answer != Some(Code::ALREADY_EXISTS),
-                _ => matches!(answer, None | Some(Code::INVALID_ARGUMENT)),
-            };
-            while !is_over(self.ask(&self.client, step).await) {}
+        let ask = |ask| self.ask(&self.client, Step { ask, ..step });
+        let gone = |answer| matches!(answer, None | Some(Code::INVALID_ARGUMENT));
+        loop {
+            while !gone(ask(Ask::Remove).await) {}
+            // The abandoned request may be read only now.
+            if ask(Ask::Create).await != Some(Code::ALREADY_EXISTS) {
+                break;
+            }
         }
+        while !gone(ask(Ask::Remove).await) {}
     }
 
     async fn run(&self, steps: &[Step]) {

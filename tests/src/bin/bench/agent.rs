@@ -46,6 +46,9 @@ const PASSED: u64 = 1024;
 /// How long the agent is left alone.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// How long its threads may outlive what they did.
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A policy that looks at what is executed.
 const POLICY: &str = r#"
 package agent_policy
@@ -89,6 +92,7 @@ pub(crate) async fn measure(dist: &Path, wanted: impl Fn(&str) -> bool) -> Resul
     if wanted("agent.exec") || wanted("agent.exec_policy") {
         all.extend(execs(&client, &root).await?);
     }
+    drop(agent); // else it would have half of what memory the next ones share with it
     if wanted("agent.create_100") || wanted("agent.pss_100") {
         all.extend(crowd(&program).await?);
     }
@@ -103,6 +107,18 @@ async fn round_trip(client: &Client) -> Result<Measured> {
         times.push(begun.elapsed().as_secs_f64() * 1e6);
     }
     Ok(Measured::many("agent.rpc_round_trip", "µs", &mut times))
+}
+
+/// Until only the agent's first thread is left: those that blocked end when they have not been needed for a while.
+async fn settle(pid: u32) -> Result<()> {
+    let threads =
+        || -> Result<usize> { Ok(fs::read_dir(format!("/proc/{pid}/task")).context("list threads")?.count()) };
+    let end = Instant::now() + SETTLED_WITHIN;
+    while threads()? > 1 {
+        ensure!(Instant::now() < end, "the agent has {} threads, and does nothing", threads()?);
+        tokio::time::sleep(Duration::from_millis(100)).await; // the kernel tells nobody
+    }
+    Ok(())
 }
 
 /// How often the agent's threads were run while nobody asked anything.
@@ -218,7 +234,7 @@ fn runc() -> Result<Option<Vec<f64>>> {
     Ok(Some(times))
 }
 
-/// A hundred containers, made and started by several clients at once; and what the agent's memory is with them.
+/// A hundred containers, made and started by several clients at once; and what the agent's memory is with them, once it is idle.
 async fn crowd(program: &Path) -> Result<[Measured; 2]> {
     let (mut times, mut before, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..CROWDS {
@@ -226,6 +242,7 @@ async fn crowd(program: &Path) -> Result<[Measured; 2]> {
         let client = agent.connect().await?;
         let root = suite::root_file_system(&client, "bench").await?;
         let clients = try_join_all((0..CLIENTS).map(|_| agent.connect())).await?;
+        settle(agent.pid()?).await?;
         before.push(crate::agent_pss(&client).await?);
         let begun = Instant::now();
         let share = async |(first, client): (usize, &Client)| -> Result<()> {
@@ -238,6 +255,7 @@ async fn crowd(program: &Path) -> Result<[Measured; 2]> {
         };
         try_join_all(clients.iter().enumerate().map(share)).await?;
         times.push(ms(begun.elapsed()));
+        settle(agent.pid()?).await?;
         memory.push(crate::agent_pss(&client).await?);
     }
     let memory = Measured::many("agent.pss_100", "KiB", &mut memory).beside("before the first", &mut before);

@@ -16,8 +16,9 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use nacre_protocol::agent::GetMetricsRequest;
 use nacre_protocol::health::CheckRequest;
-use nacre_protocol::nacre::GetBootTimesRequest;
-use nacre_tests::agent::{Client, Guest, Process, limit};
+use nacre_protocol::nacre::{BootTimes, GetBootTimesRequest};
+use nacre_shim::layout::Layout;
+use nacre_tests::agent::{Client, Guest, Machine, Process, limit};
 use nacre_tests::suite;
 use serde::Serialize;
 
@@ -96,11 +97,14 @@ fn main() -> Result<()> {
     if wanted(&agent::NAMES) {
         all.extend(runtime.block_on(agent::measure(&args.dist, |name| name.starts_with(&args.only)))?);
     }
-    if wanted(&["size.initrd", "size.kernel"]) {
+    if wanted(&["size.initrd", "size.disk", "size.kernel", "size.kernel_compressed"]) {
         all.extend(sizes(&args.dist)?);
     }
     if wanted(&["boot.kernel_to_init", "boot.kernel_to_check", "mem.agent_idle_pss", "mem.host_overhead"]) {
         all.extend(runtime.block_on(boots(&args.dist))?);
+    }
+    if wanted(&["boot.disk_kernel_to_check"]) {
+        all.push(runtime.block_on(disk_boots(&args.dist))?);
     }
     if wanted(&["container.run_true"]) {
         all.push(runtime.block_on(run_true(&args.dist))?);
@@ -148,22 +152,44 @@ fn sizes(dist: &Path) -> Result<Vec<Measured>> {
         let meta = fs::metadata(dist.join(path)).with_context(|| format!("look at {path}"))?;
         Ok(Measured::one(name, "bytes", meta.len() as f64))
     };
-    Ok(vec![size("size.initrd", "share/nacre/minimal.initrd")?, size("size.kernel", "share/nacre/vmlinux")?])
+    Ok(vec![
+        size("size.initrd", "share/nacre/minimal.initrd")?,
+        size("size.disk", "share/nacre/confidential.disk")?,
+        size("size.kernel", "share/nacre/vmlinux")?,
+        size("size.kernel_compressed", "share/nacre/bzImage")?,
+    ])
 }
 
-/// Boots: times by the guest's clock, from the start of its kernel. The last step, from the guest's call to an answered `Check`, is added
-/// from the host's clock.
+/// When a guest was ready by its clock, from the start of its kernel; the last step, from its call to an answered `Check`, is added from the host's.
+async fn answered(guest: &Guest) -> Result<(Client, BootTimes, f64)> {
+    let called = Instant::now();
+    let client = guest.connect().await?;
+    client.health.check(limit(), &CheckRequest::new()).await.context("check")?;
+    let answered = called.elapsed();
+    let times = client.own.get_boot_times(limit(), &GetBootTimesRequest::new()).await.context("ask for times")?;
+    let ready = times.ready_ns as f64 / 1e6 + ms(answered);
+    Ok((client, times, ready))
+}
+
+/// Boots from a disk whose root is verified as it is read.
+async fn disk_boots(dist: &Path) -> Result<Measured> {
+    let share = dist.join("share/nacre");
+    let mut to_check = Vec::new();
+    for _ in 0..BOOTS {
+        let layout = Layout::of(share.join("vmlinux"), share.join("kata.disk"))?;
+        let guest = Guest::boot_layout(layout, Machine::default()).await?;
+        to_check.push(answered(&guest).await?.2);
+    }
+    Ok(Measured::many("boot.disk_kernel_to_check", "ms", &mut to_check))
+}
+
 async fn boots(dist: &Path) -> Result<Vec<Measured>> {
     let (mut to_init, mut to_check, mut pss, mut host) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..BOOTS {
         let guest = Guest::boot(dist).await?;
-        let called = Instant::now();
-        let client = guest.connect().await?;
-        client.health.check(limit(), &CheckRequest::new()).await.context("check")?;
-        let answered = called.elapsed();
-        let times = client.own.get_boot_times(limit(), &GetBootTimesRequest::new()).await.context("ask for times")?;
+        let (client, times, ready) = answered(&guest).await?;
         to_init.push(times.init_ns as f64 / 1e6);
-        to_check.push(times.ready_ns as f64 / 1e6 + ms(answered));
+        to_check.push(ready);
         pss.push(agent_pss(&client).await?);
         host.push(host_overhead()?);
     }
