@@ -17,8 +17,9 @@ const MAX_HOSTNAME: usize = 64;
 const MAX_LINES: usize = 64;
 const MAX_LINE: usize = 1024;
 
-/// Where the file is kept that containers and the puller see as theirs: where nothing is mounted for the host, for the agent writes it.
-const KEPT: &str = "/run/nacre/resolv.conf";
+/// Where the file is kept that containers and the puller see as theirs: where nothing is mounted for the host, for the agent writes it,
+/// and beside the images' place, over which their disk may be mounted at any moment.
+const KEPT: &str = "/run/nacre-resolv.conf";
 const SEEN: &str = "/etc/resolv.conf";
 
 /// Where Kata's hosts have their containers find it.
@@ -53,9 +54,6 @@ pub fn resolv_conf(lines: &[String]) -> Result<Option<String>, String> {
 /// Make `text` the guest's resolv.conf. The image's own file may be read-only or a link, so another is mounted over it, once.
 pub fn set_resolv_conf(text: &str) -> io::Result<()> {
     let kept = Path::new(KEPT);
-    if let Some(directory) = kept.parent() {
-        fs::create_dir_all(directory)?;
-    }
     fs::write(kept, text)?;
     // What an earlier call has mounted shows the new text already.
     if !is_same(kept, SHOWN)? {
@@ -86,6 +84,7 @@ mod tests {
     #[test]
     fn the_agent_writes_where_no_storage_can_be() {
         assert!(!Path::new(KEPT).starts_with(RUN) && Path::new(SHOWN).starts_with(RUN));
+        assert!(!Path::new(KEPT).starts_with("/run/nacre"));
     }
 
     #[test]
