@@ -18,6 +18,7 @@ pub mod ready;
 pub mod reference;
 pub mod run;
 pub mod scratch;
+pub mod shim;
 pub mod signals;
 pub mod size;
 pub mod spec;

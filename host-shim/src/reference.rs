@@ -33,6 +33,11 @@ impl Reference {
     pub fn registry(&self) -> &str {
         &self.registry
     }
+
+    /// Registry and repository, without tag and digest.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
 }
 
 impl fmt::Display for Reference {

@@ -63,21 +63,26 @@ pub fn guest_path(pod: &str, number: usize) -> String {
 /// # Errors
 /// A file that can't be read or copied, or too many of them.
 pub async fn copy(guest: &Guest, pod: &str, volumes: &[Volume]) -> Result<()> {
-    let mut copied = Copied { files: 0, bytes: 0 };
+    let mut copied = Copied::default();
     for (number, volume) in volumes.iter().enumerate() {
         let host = fs::canonicalize(&volume.host).with_context(|| format!("volume {}", volume.host.display()))?;
-        copy_one(guest, &host, &guest_path(pod, number), &mut copied).await?;
+        copy_tree(guest, &host, &guest_path(pod, number), &mut copied).await?;
     }
     Ok(())
 }
 
-struct Copied {
+/// How much was copied so far.
+#[derive(Debug, Default)]
+pub struct Copied {
     files: usize,
     bytes: u64,
 }
 
-/// Parents before children; without recursion, however deep.
-async fn copy_one(guest: &Guest, host: &Path, to: &str, copied: &mut Copied) -> Result<()> {
+/// Copies a file, or a directory with all that is in it. Parents before children; without recursion, however deep.
+///
+/// # Errors
+/// As [`copy`].
+pub async fn copy_tree(guest: &Guest, host: &Path, to: &str, copied: &mut Copied) -> Result<()> {
     let mut todo = vec![(host.to_path_buf(), to.to_string())];
     while let Some((from, to)) = todo.pop() {
         let act = || format!("copy {} into the VM", from.display());

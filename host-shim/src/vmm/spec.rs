@@ -23,7 +23,7 @@ pub const PORTS: u8 = 8;
 const FIRST_PORT: u8 = 0x10;
 
 /// The machine that QEMU plays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Machine {
     /// Small and fast: no PCI, no firmware, nothing can be plugged in.
     #[default]

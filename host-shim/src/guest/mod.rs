@@ -1,5 +1,7 @@
 //! The agent, as the host talks to it: one method for each call, each with its time limit.
 
+mod pod;
+
 use std::path::Path;
 use std::time::Duration;
 
