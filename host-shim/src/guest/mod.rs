@@ -10,7 +10,7 @@ use nacre_protocol::address::Address;
 use nacre_protocol::agent::{
     CloseStdinRequest, CopyFileRequest, CreateContainerRequest, CreateSandboxRequest, ExecProcessRequest,
     ReadStreamRequest, Routes, SignalProcessRequest, StartContainerRequest, Storage, TtyWinResizeRequest,
-    UpdateInterfaceRequest, UpdateRoutesRequest, WaitProcessRequest, WriteStreamRequest,
+    WaitProcessRequest, WriteStreamRequest,
 };
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::nacre::{BootTimes, GetBootTimesRequest, PullStatus, SetRegistryAccessRequest, WatchPullRequest};
@@ -30,10 +30,12 @@ const READ: u32 = 64 << 10;
 /// The most that is copied at once: a message has at most 4 MiB.
 const COPY: usize = 1 << 20;
 
-/// QEMU's user network (qemu(1), "-netdev user"): the guest's address and length, the gateway, and the name server.
+/// QEMU's user network (qemu(1), "-netdev user"): the guest's address and length, and the gateway.
 const ADDRESS: (&str, &str) = ("10.0.2.15", "24");
 const GATEWAY: &str = "10.0.2.2";
-const NAME_SERVER: &str = "10.0.2.3";
+
+/// The line of resolv.conf(5) for that name server.
+pub const USER_NAME_SERVER: &str = "nameserver 10.0.2.3";
 
 /// The hardware address that the VM's network device has.
 const MAC: &str = "52:54:00:6e:61:63";
@@ -100,6 +102,21 @@ impl Guest {
     /// # Errors
     /// What the guest could not set.
     pub async fn set_up_pod(&self, name: &str) -> Result<()> {
+        self.set_user_network().await?;
+        let request = CreateSandboxRequest {
+            sandbox_id: name.into(),
+            hostname: name.into(),
+            dns: vec![USER_NAME_SERVER.into()],
+            ..Default::default()
+        };
+        self.create_sandbox(&request).await
+    }
+
+    /// Address and route of the VM's user network.
+    ///
+    /// # Errors
+    /// What the guest could not set.
+    pub async fn set_user_network(&self) -> Result<()> {
         let address = IPAddress {
             family: IPFamily::v4.into(),
             address: ADDRESS.0.into(),
@@ -114,21 +131,9 @@ impl Guest {
             hwAddr: MAC.into(),
             ..Interface::new()
         };
-        let request = UpdateInterfaceRequest { interface: Some(interface).into(), ..Default::default() };
-        said(self.agent.update_interface(short(), &request).await, "set up the guest's network")?;
+        self.set_interface(interface).await?;
         let route = Route { gateway: GATEWAY.into(), device: "eth0".into(), ..Route::new() };
-        let request = UpdateRoutesRequest {
-            routes: Some(Routes { Routes: vec![route], ..Routes::new() }).into(),
-            ..Default::default()
-        };
-        said(self.agent.update_routes(short(), &request).await, "set up the guest's network")?;
-        let request = CreateSandboxRequest {
-            sandbox_id: name.into(),
-            hostname: name.into(),
-            dns: vec![format!("nameserver {NAME_SERVER}")],
-            ..Default::default()
-        };
-        said(self.agent.create_sandbox(short(), &request).await, "set up the pod").map(drop)
+        self.set_routes(Routes { Routes: vec![route], ..Routes::new() }).await
     }
 
     /// How to reach a registry.
@@ -158,7 +163,7 @@ impl Guest {
             OCI: Some(convert::spec_from_oci(spec)?).into(),
             ..Default::default()
         };
-        said(self.agent.create_container(within(limit), &request).await, "create the container").map(drop)
+        self.create_container(&request, limit).await
     }
 
     /// The state of a pull, as soon as it is newer than `seen`.

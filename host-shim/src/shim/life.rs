@@ -21,6 +21,7 @@ use super::pod::{Create, Pod};
 use super::sandbox::{Sandbox, Settings};
 use super::usage::{self, Used};
 use super::{remnants, sizing};
+use crate::guest::USER_NAME_SERVER;
 
 /// By which containerd's options are known, and their field with a path.
 const OPTIONS: &str = "runtimeoptions.v1.Options";
@@ -84,8 +85,15 @@ impl Life {
         let annotations = create.bundle.annotations();
         let config = Config::find(config_path(options)?.as_deref().map(Path::new))?.with_annotations(&annotations)?;
         let spec = create.bundle.spec.clone();
-        if create.bundle.namespace(LinuxNamespaceType::Network) == Namespace::Host {
+        let network = create.bundle.namespace(LinuxNamespaceType::Network);
+        if network == Namespace::Host {
             return Err(Error::Unimplemented("network: a pod in a VM can't have the host's network".into()));
+        }
+        // A container that `ctr` gives no network needs one to pull its image.
+        let user_network = network == Namespace::New;
+        let mut dns = name_servers(&create.bundle)?;
+        if user_network && dns.is_empty() {
+            dns.push(USER_NAME_SERVER.into());
         }
         let size = sizing::size(&spec, &annotations, &config.vm)?;
         let held = Held { bundle: create.bundle.dir.clone(), shim: Proc::of(std::process::id()), ..Held::default() };
@@ -97,7 +105,8 @@ impl Life {
             config: config.clone(),
             size,
             hostname: spec.hostname().clone().unwrap_or_default(),
-            dns: name_servers(&create.bundle)?,
+            dns,
+            user_network,
             shm: SHM,
         };
         *kept = Some(journal);

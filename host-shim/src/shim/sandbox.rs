@@ -36,6 +36,8 @@ pub struct Settings {
     pub hostname: String,
     /// The lines of its resolv.conf(5).
     pub dns: Vec<String>,
+    /// Whether it has the VMM's own network, for it has none of the host's.
+    pub user_network: bool,
     /// The size of the memory that its containers share, in bytes.
     pub shm: u64,
 }
@@ -155,6 +157,9 @@ async fn bring_up(settings: &Settings) -> Result<(Vm, Guest)> {
     let deadline = Instant::now() + config.boot_within();
     let vm = Vm::boot(&spec, deadline).await?;
     let guest = Guest::connect(vm.vsock(), deadline).await?;
+    if settings.user_network {
+        guest.set_user_network().await?;
+    }
     guest.create_sandbox(&request(settings)).await?;
     Ok((vm, guest))
 }
