@@ -8,9 +8,6 @@
 //! All calls that are not async block, for the kernel's answer only. They act on the network namespace of the calling thread.
 
 pub mod iptables;
-mod kernel;
-mod netlink;
-mod prefix;
 mod wanted;
 
 use std::collections::HashMap;
@@ -21,9 +18,9 @@ use std::net::IpAddr;
 use nacre_protocol::{agent, types};
 
 use crate::device::Devices;
-use kernel::{Address, IFF_NOARP, IFF_UP, Link, Neighbour, RTPROT_BOOT, Route};
-use netlink::Socket;
-use prefix::Prefix;
+use nacre_netlink::Socket;
+use nacre_netlink::kernel::{self, Address, IFF_NOARP, IFF_UP, Link, Neighbour, RTPROT_BOOT, Route};
+use nacre_netlink::prefix::Prefix;
 use wanted::{Interface, format_mac};
 
 /// The network was not read or not changed.

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use nacre_protocol::types;
 
 use super::Error;
-use super::kernel::{IFF_NOARP, NUD_PERMANENT};
-use super::prefix::{Prefix, parse_length};
 use crate::device::PciPath;
+use nacre_netlink::kernel::{IFF_NOARP, NUD_PERMANENT};
+use nacre_netlink::prefix::{Prefix, parse_length};
 
 /// The most addresses of one interface, and the most routes and neighbours, that a request may name.
 const MAX_ENTRIES: usize = 1024;

@@ -20,6 +20,7 @@ pub mod process;
 pub mod random;
 pub mod seccomp;
 pub mod swap;
+pub mod tap;
 pub mod terminal;
 pub mod tsc;
 pub mod xfs;

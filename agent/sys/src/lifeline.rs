@@ -1,4 +1,4 @@
-//! Children that end with their parent, however it ends, and those that the kernel may kill before it.
+//! Children that end with their parent, however it ends, those that the kernel may kill before it, and those that inherit descriptors.
 //!
 //! The kernel ties the signal to the *thread* that spawned the child: spawn from a thread that lives as long as the
 //! child is to live.
@@ -7,8 +7,10 @@
 #![expect(unsafe_code, reason = "pre_exec has no safe form")]
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
+use std::sync::Arc;
 
 /// Let the kernel kill what `command` starts as soon as the thread that starts it is gone.
 pub fn die_with_parent(command: &mut Command) -> &mut Command {
@@ -43,9 +45,36 @@ pub fn be_killable(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(raise) }
 }
 
+/// What `command` starts has `descriptors`, too, by the same numbers.
+pub fn inherit(command: &mut Command, descriptors: Vec<Arc<OwnedFd>>) -> &mut Command {
+    let keep = move || {
+        for descriptor in &descriptors {
+            // SAFETY: fcntl is async-signal-safe, and the descriptor is open as long as the closure is.
+            if unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFD, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: `keep` allocates nothing and takes no lock.
+    unsafe { command.pre_exec(keep) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_has_the_descriptors_that_it_is_given() {
+        let (reader, writer) = io::pipe().unwrap();
+        let writer = Arc::new(OwnedFd::from(writer));
+        let script = format!("echo here >&{}", writer.as_raw_fd());
+        let mut command = Command::new("sh");
+        let status = inherit(command.args(["-c", &script]), vec![writer.clone()]).status().unwrap();
+        assert!(status.success());
+        drop((command, writer));
+        assert_eq!(io::read_to_string(reader).unwrap(), "here\n");
+    }
 
     #[test]
     fn a_child_has_the_usual_score() {

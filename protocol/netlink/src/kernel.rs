@@ -3,10 +3,11 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::netlink::{self, Message, Socket, attributes, read_u32};
-use super::prefix::Prefix;
+use crate::prefix::Prefix;
+use crate::socket::{self, Message, Socket, attributes, read_u16, read_u32};
 
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
@@ -15,6 +16,7 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_GETNEIGH: u16 = 30;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -43,6 +45,8 @@ pub const NUD_PERMANENT: u16 = 0x80;
 const RT_TABLE_MAIN: u8 = 254;
 const RTN_UNICAST: u8 = 1;
 const RT_SCOPE_NOWHERE: u8 = 255;
+/// The mark of routes that the kernel makes for an address.
+pub const RTPROT_KERNEL: u8 = 2;
 /// The mark of routes that were set up by hand, as iproute2 and Kata's agent set it.
 pub const RTPROT_BOOT: u8 = 3;
 
@@ -52,6 +56,8 @@ const AF_INET6: u8 = 10;
 
 /// Interface flag: is up.
 pub const IFF_UP: u32 = 0x1;
+/// Interface flag: is the loopback.
+pub const IFF_LOOPBACK: u32 = 0x8;
 /// Interface flag: does not use ARP.
 pub const IFF_NOARP: u32 = 0x80;
 
@@ -116,16 +122,25 @@ pub struct Neighbour {
 }
 
 /// All interfaces.
+///
+/// # Errors
+/// What the kernel says.
 pub fn links(socket: &mut Socket) -> io::Result<Vec<Link>> {
     socket.dump(&Message::new(RTM_GETLINK, &[0; 16]), parse_link)
 }
 
 /// All addresses.
+///
+/// # Errors
+/// What the kernel says.
 pub fn addresses(socket: &mut Socket) -> io::Result<Vec<Address>> {
     socket.dump(&Message::new(RTM_GETADDR, &[AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0]), parse_address)
 }
 
 /// The main table's unicast routes, IPv4's first.
+///
+/// # Errors
+/// What the kernel says.
 pub fn routes(socket: &mut Socket) -> io::Result<Vec<Route>> {
     let mut routes = Vec::new();
     for family in [AF_INET, AF_INET6] {
@@ -136,24 +151,54 @@ pub fn routes(socket: &mut Socket) -> io::Result<Vec<Route>> {
     Ok(routes)
 }
 
+/// The neighbours of this state.
+///
+/// # Errors
+/// What the kernel says.
+pub fn neighbours(socket: &mut Socket, state: u16) -> io::Result<Vec<Neighbour>> {
+    let all = socket.dump(&Message::new(RTM_GETNEIGH, &[0; 12]), parse_neighbour)?;
+    Ok(all.into_iter().filter(|neighbour| neighbour.state == state).collect())
+}
+
+/// Remove an interface.
+///
+/// # Errors
+/// What the kernel says.
+pub fn delete_link(socket: &mut Socket, link: u32) -> io::Result<()> {
+    let fixed = change_link(link, 0, 0).into_body();
+    socket.request(&Message::new(RTM_DELLINK, &fixed), 0)
+}
+
 /// Rename an interface.
+///
+/// # Errors
+/// What the kernel says.
 pub fn rename(socket: &mut Socket, link: u32, name: &str) -> io::Result<()> {
     let message = change_link(link, 0, 0).attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
     socket.request(&message, 0)
 }
 
 /// Set the hardware address of an interface.
+///
+/// # Errors
+/// What the kernel says.
 pub fn set_mac(socket: &mut Socket, link: u32, mac: &[u8]) -> io::Result<()> {
     socket.request(&change_link(link, 0, 0).attribute(IFLA_ADDRESS, mac), 0)
 }
 
 /// Set those of the interface's flags that are in `mask`, and its MTU where one is given.
+///
+/// # Errors
+/// What the kernel says.
 pub fn configure(socket: &mut Socket, link: u32, flags: u32, mask: u32, mtu: Option<u32>) -> io::Result<()> {
     let message = change_link(link, flags, mask);
     socket.request(&mtu.map_or(message.clone(), |mtu| message.number(IFLA_MTU, mtu)), 0)
 }
 
 /// Add an address, or bring it up to date.
+///
+/// # Errors
+/// What the kernel says.
 pub fn add_address(socket: &mut Socket, address: Address) -> io::Result<()> {
     let mut message = address_message(RTM_NEWADDR, address);
     if let Some(broadcast) = address.prefix.broadcast() {
@@ -162,15 +207,21 @@ pub fn add_address(socket: &mut Socket, address: Address) -> io::Result<()> {
     if address.prefix.address.is_ipv6() {
         message = message.number(IFA_FLAGS, IFA_F_NODAD);
     }
-    socket.request(&message, netlink::CREATE | netlink::REPLACE)
+    socket.request(&message, socket::CREATE | socket::REPLACE)
 }
 
 /// Remove an address.
+///
+/// # Errors
+/// What the kernel says.
 pub fn delete_address(socket: &mut Socket, address: Address) -> io::Result<()> {
     socket.request(&address_message(RTM_DELADDR, address), 0)
 }
 
 /// Add a route, instead of one to the same destination if there is one.
+///
+/// # Errors
+/// What the kernel says.
 pub fn add_route(socket: &mut Socket, route: &Route) -> io::Result<()> {
     let mut message = route_message(RTM_NEWROUTE, route, route.scope, RTN_UNICAST);
     if let Some(source) = route.source {
@@ -180,15 +231,21 @@ pub fn add_route(socket: &mut Socket, route: &Route) -> io::Result<()> {
         let metric = [&8u16.to_ne_bytes()[..], &RTAX_MTU.to_ne_bytes(), &route.mtu.to_ne_bytes()].concat();
         message = message.attribute(RTA_METRICS, &metric);
     }
-    socket.request(&message, netlink::CREATE | netlink::REPLACE)
+    socket.request(&message, socket::CREATE | socket::REPLACE)
 }
 
 /// Remove a route.
+///
+/// # Errors
+/// What the kernel says.
 pub fn delete_route(socket: &mut Socket, route: &Route) -> io::Result<()> {
     socket.request(&route_message(RTM_DELROUTE, route, RT_SCOPE_NOWHERE, 0), 0)
 }
 
 /// Add a neighbour, instead of the one with the same address if there is one.
+///
+/// # Errors
+/// What the kernel says.
 pub fn add_neighbour(socket: &mut Socket, neighbour: &Neighbour) -> io::Result<()> {
     let mut fixed = vec![family(neighbour.address), 0, 0, 0];
     fixed.extend_from_slice(&neighbour.link.to_ne_bytes());
@@ -198,7 +255,7 @@ pub fn add_neighbour(socket: &mut Socket, neighbour: &Neighbour) -> io::Result<(
     if let Some(mac) = &neighbour.mac {
         message = message.attribute(NDA_LLADDR, mac);
     }
-    socket.request(&message, netlink::CREATE | netlink::REPLACE)
+    socket.request(&message, socket::CREATE | socket::REPLACE)
 }
 
 fn change_link(link: u32, flags: u32, mask: u32) -> Message {
@@ -281,6 +338,13 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         }
     }
     (table == u32::from(RT_TABLE_MAIN) && *body.get(7)? == RTN_UNICAST).then_some(route)
+}
+
+fn parse_neighbour(body: &[u8]) -> Option<Neighbour> {
+    let (link, state, flags) = (read_u32(body, 4)?, read_u16(body, 8)?, *body.get(10)?);
+    let find = |wanted| attributes(body.get(12..)?).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let mac = find(NDA_LLADDR).map(<[u8]>::to_vec);
+    Some(Neighbour { link, address: ip(find(NDA_DST)?)?, mac, state, flags })
 }
 
 fn mtu_metric(metrics: &[u8]) -> Option<u32> {

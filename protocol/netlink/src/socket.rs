@@ -1,8 +1,7 @@
-//! rtnetlink as far as the agent needs it: requests that the kernel acknowledges, and dumps.
+//! Requests that the kernel acknowledges, and dumps.
 //!
-//! This is written here instead of taken from a crate because the agent needs few of rtnetlink's messages, and the
-//! crates that know all of them weigh a tenth of the agent. Messages are only believed when they come from the kernel:
-//! a container that may administer the network, which it shares with the agent, can send to this socket too.
+//! Messages are only believed when they come from the kernel: a container that may administer the network, which it shares with the agent,
+//! can send to this socket too.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,6 +22,8 @@ const NLM_F_DUMP: u16 = 0x300;
 pub const CREATE: u16 = 0x400;
 /// Replace the object if it exists.
 pub const REPLACE: u16 = 0x100;
+/// Fail if the object exists.
+pub const EXCLUSIVE: u16 = 0x200;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -71,6 +72,11 @@ impl Message {
 
     fn pad(&mut self) {
         self.body.resize(self.body.len().next_multiple_of(4), 0);
+    }
+
+    /// What follows the header: attributes alone, where there was no structure.
+    pub fn into_body(self) -> Vec<u8> {
+        self.body
     }
 
     fn encode(&self, flags: u16, sequence: u32) -> Vec<u8> {
@@ -140,6 +146,9 @@ pub struct Socket {
 
 impl Socket {
     /// A socket for requests and dumps.
+    ///
+    /// # Errors
+    /// A system without netlink.
     pub fn open() -> io::Result<Socket> {
         let kind = SocketType::RAW;
         // NETLINK_ROUTE is protocol 0.
@@ -150,6 +159,9 @@ impl Socket {
     }
 
     /// Have the kernel do what `message` says.
+    ///
+    /// # Errors
+    /// What the kernel says.
     pub fn request(&mut self, message: &Message, flags: u16) -> io::Result<()> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         let mut buffer = vec![0; DATAGRAM];
@@ -164,6 +176,9 @@ impl Socket {
     }
 
     /// Everything that `message` asks for, each given to `parse`, which may pass it over.
+    ///
+    /// # Errors
+    /// What the kernel says, or a dump without end.
     pub fn dump<T>(&mut self, message: &Message, parse: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
         for _ in 0..MAX_DUMPS {
             if let Some(found) = self.dump_once(message, &parse)? {

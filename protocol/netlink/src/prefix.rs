@@ -76,6 +76,9 @@ impl FromStr for Prefix {
 }
 
 /// The prefix of `address` whose length is written apart from it.
+///
+/// # Errors
+/// A length that is none, or too long.
 pub fn parse_length(address: IpAddr, length: &str) -> Result<Prefix, &'static str> {
     length.parse().ok().and_then(|length| Prefix::new(address, length)).ok_or("has no prefix length that fits it")
 }
