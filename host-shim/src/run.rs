@@ -24,7 +24,7 @@ use crate::size::Size;
 use crate::state::{Phase, Pod, Pods};
 use crate::streams::Log;
 use crate::timings::{Timings, Watch, ms};
-use crate::vmm::{self, Machine, Vm, VmSpec, guest_calls};
+use crate::vmm::{self, Machine, Nic, Vm, VmSpec, guest_calls};
 use crate::{accelerator, blob_cache, detach, ready, spec, terminal, volumes};
 
 /// The largest file of certificates or credentials.
@@ -103,6 +103,7 @@ async fn bring_up(
         accelerator: choice.accelerator,
         cpus: run.cpus.whole(),
         memory: run.memory,
+        nics: vec![Nic::user()],
         disks,
         kernel_args: kernel_args(run, has_cache),
     };

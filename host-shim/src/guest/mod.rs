@@ -21,6 +21,8 @@ use oci_spec::runtime;
 use tokio::time::Instant;
 use ttrpc::context::{Context, with_timeout};
 
+use crate::vmm::USER_MAC;
+
 /// How long a call may take that only makes system calls.
 const SHORT: Duration = Duration::from_secs(30);
 
@@ -36,9 +38,6 @@ const GATEWAY: &str = "10.0.2.2";
 
 /// The line of resolv.conf(5) for that name server.
 pub const USER_NAME_SERVER: &str = "nameserver 10.0.2.3";
-
-/// The hardware address that the VM's network device has.
-const MAC: &str = "52:54:00:6e:61:63";
 
 /// A connection to an agent.
 #[derive(Clone)]
@@ -128,7 +127,7 @@ impl Guest {
             name: "eth0".into(),
             IPAddresses: vec![address],
             mtu: 1500,
-            hwAddr: MAC.into(),
+            hwAddr: USER_MAC.into(),
             ..Interface::new()
         };
         self.set_interface(interface).await?;

@@ -39,10 +39,8 @@ pub struct Held {
     pub shim: Option<Proc>,
     /// The machine's processes.
     pub vmm: Vec<Proc>,
-    /// The pod's network namespace, and what was made in it.
+    /// The pod's network namespace, whose interfaces were joined to taps. These go with the processes.
     pub netns: Option<PathBuf>,
-    /// The devices that were made in the namespace.
-    pub taps: Vec<String>,
     /// Control groups, the deepest last.
     pub cgroups: Vec<PathBuf>,
 }

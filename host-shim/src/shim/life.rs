@@ -22,6 +22,7 @@ use super::sandbox::{Sandbox, Settings};
 use super::usage::{self, Used};
 use super::{remnants, sizing};
 use crate::guest::USER_NAME_SERVER;
+use crate::network;
 
 /// By which containerd's options are known, and their field with a path.
 const OPTIONS: &str = "runtimeoptions.v1.Options";
@@ -85,19 +86,36 @@ impl Life {
         let annotations = create.bundle.annotations();
         let config = Config::find(config_path(options)?.as_deref().map(Path::new))?.with_annotations(&annotations)?;
         let spec = create.bundle.spec.clone();
-        let network = create.bundle.namespace(LinuxNamespaceType::Network);
-        if network == Namespace::Host {
-            return Err(Error::Unimplemented("network: a pod in a VM can't have the host's network".into()));
-        }
-        // A container that `ctr` gives no network needs one to pull its image.
-        let user_network = network == Namespace::New;
+        let netns = match create.bundle.namespace(LinuxNamespaceType::Network) {
+            Namespace::Host => {
+                return Err(Error::Unimplemented("network: a pod in a VM can't have the host's network".into()));
+            }
+            // A container that `ctr` gives no network needs one to pull its image.
+            Namespace::New => None,
+            Namespace::At(path) => Some(path),
+        };
         let mut dns = name_servers(&create.bundle)?;
-        if user_network && dns.is_empty() {
+        if netns.is_none() && dns.is_empty() {
             dns.push(USER_NAME_SERVER.into());
         }
         let size = sizing::size(&spec, &annotations, &config.vm)?;
-        let held = Held { bundle: create.bundle.dir.clone(), shim: Proc::of(std::process::id()), ..Held::default() };
-        let journal = Journal::create(&create.id, held)?;
+        let held = Held {
+            bundle: create.bundle.dir.clone(),
+            shim: Proc::of(std::process::id()),
+            netns: netns.clone(),
+            ..Held::default()
+        };
+        let journal = kept.insert(Journal::create(&create.id, held)?);
+        let network = match netns.map(|netns| network::attach(&netns)).transpose() {
+            Ok(network) => network,
+            Err(error) => {
+                let undone = kept.take().map(|journal| remnants::undo(journal.dir(), journal.held()));
+                if let Some(Err(error)) = undone {
+                    self.log.warn(&format!("pod {}: {error:#}", create.id));
+                }
+                return Err(Error::Failed(format!("{:#}", anyhow::Error::new(error))));
+            }
+        };
         let config = Arc::new(config);
         let settings = Settings {
             id: create.id.clone(),
@@ -106,10 +124,9 @@ impl Life {
             size,
             hostname: spec.hostname().clone().unwrap_or_default(),
             dns,
-            user_network,
+            network,
             shm: SHM,
         };
-        *kept = Some(journal);
         let sandbox = Sandbox::start(settings);
         let pod = Pod::new(&create.id, sandbox, config, spec, self.events.clone(), self.log.clone());
         Ok(self.pod.get_or_init(|| pod).clone())

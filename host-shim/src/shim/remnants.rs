@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::journal::{self, Held, Journal, Proc};
+use crate::network;
 
 /// How long a process may take to be gone once it was killed.
 const GONE_WITHIN: Duration = Duration::from_secs(3);
@@ -36,6 +37,9 @@ pub fn clear(id: &str) -> Result<()> {
 pub fn undo(dir: &Path, held: &Held) -> Result<()> {
     for vmm in &held.vmm {
         end(*vmm)?;
+    }
+    if let Some(netns) = &held.netns {
+        network::detach(netns)?;
     }
     for group in held.cgroups.iter().rev() {
         absent(fs::remove_dir(group)).with_context(|| format!("remove {}", group.display()))?;

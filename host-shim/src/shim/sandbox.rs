@@ -16,7 +16,8 @@ use super::sizing::Sized;
 use crate::accelerator;
 use crate::guest::Guest;
 use crate::layout::Layout;
-use crate::vmm::{Vm, VmSpec};
+use crate::network::{Interface, Network};
+use crate::vmm::{Backend, Nic, Vm, VmSpec};
 
 /// How long a guest may take to end in order.
 const END_WITHIN: Duration = Duration::from_secs(2);
@@ -36,8 +37,8 @@ pub struct Settings {
     pub hostname: String,
     /// The lines of its resolv.conf(5).
     pub dns: Vec<String>,
-    /// Whether it has the VMM's own network, for it has none of the host's.
-    pub user_network: bool,
+    /// The pod's network; without one it has the VMM's own.
+    pub network: Option<Network>,
     /// The size of the memory that its containers share, in bytes.
     pub shm: u64,
 }
@@ -151,17 +152,36 @@ async fn bring_up(settings: &Settings) -> Result<(Vm, Guest)> {
         accelerator: choice.accelerator,
         cpus: settings.size.cpus,
         memory: settings.size.memory,
+        nics: nics(settings.network.as_ref()),
         disks: Vec::new(),
         kernel_args: config.guest.kernel_args.iter().cloned().chain([pull_timeout]).collect(),
     };
     let deadline = Instant::now() + config.boot_within();
     let vm = Vm::boot(&spec, deadline).await?;
     let guest = Guest::connect(vm.vsock(), deadline).await?;
-    if settings.user_network {
-        guest.set_user_network().await?;
+    match &settings.network {
+        Some(network) => set_network(&guest, network).await?,
+        None => guest.set_user_network().await?,
     }
     guest.create_sandbox(&request(settings)).await?;
     Ok((vm, guest))
+}
+
+async fn set_network(guest: &Guest, network: &Network) -> Result<()> {
+    for interface in network.interfaces_for_guest() {
+        guest.set_interface(interface).await?;
+    }
+    guest.set_routes(network.routes_for_guest()).await?;
+    match network.neighbours_for_guest() {
+        Some(neighbours) => guest.add_neighbours(&neighbours).await,
+        None => Ok(()),
+    }
+}
+
+fn nics(network: Option<&Network>) -> Vec<Nic> {
+    let Some(network) = network else { return vec![Nic::user()] };
+    let nic = |interface: &Interface| Nic { mac: interface.mac(), backend: Backend::Tap(interface.tap.clone()) };
+    network.interfaces.iter().map(nic).collect()
 }
 
 fn request(settings: &Settings) -> CreateSandboxRequest {

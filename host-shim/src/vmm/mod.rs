@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nacre_manifest::command_line::READY_PORT;
-use nacre_sys::lifeline::die_with_parent;
+use nacre_sys::lifeline::{die_with_parent, inherit};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
@@ -22,7 +22,7 @@ use crate::console::Console;
 use crate::vsock::Vsock;
 
 pub use qmp::Qmp;
-pub use spec::{Disk, MAX_DISKS, Machine, PORTS, VmSpec};
+pub use spec::{Backend, Disk, MAX_DISKS, Machine, Nic, PORTS, USER_MAC, VmSpec};
 
 /// The window in which the TSC is measured; its error is then a few parts in 10^5.
 const TSC_WINDOW: Duration = Duration::from_millis(10);
@@ -72,6 +72,7 @@ impl Vm {
         let tsc_khz = nacre_sys::tsc::frequency_khz(TSC_WINDOW);
         let mut command = Command::new(QEMU);
         command.args(spec.arguments(tsc_khz)?).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        inherit(command.as_std_mut(), spec.descriptors());
         let mut qemu = spawn(command).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => anyhow!("{QEMU} is not installed: apt-get install qemu-system-x86"),
             _ => anyhow!(error).context(format!("start {QEMU}")),
@@ -113,6 +114,11 @@ impl Vm {
     /// The socket that leads to the guest's ports.
     pub fn vsock(&self) -> &Path {
         &self.vsock
+    }
+
+    /// The number of QEMU's process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.qemu.0.id()
     }
 
     /// QEMU's own ear, where the machine has one.

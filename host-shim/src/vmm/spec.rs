@@ -1,6 +1,8 @@
 //! What a VM is to be, and the arguments by which QEMU makes it.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use nacre_manifest::{CommandLine, Root, command_line};
@@ -12,6 +14,9 @@ use crate::size::Size;
 /// How many disks there may be: a microvm with ACPI has 24 places for virtio, of which the vsock, the network, the random numbers and the root
 /// take four.
 pub const MAX_DISKS: usize = 24 - 4;
+
+/// The hardware address of a device on the VMM's own network.
+pub const USER_MAC: &str = "52:54:00:6e:61:63";
 
 /// Firmware for a PC, as Debian's package ovmf has it.
 const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
@@ -70,6 +75,40 @@ impl Disk {
     }
 }
 
+/// A network device of the VM's.
+#[derive(Debug, Clone)]
+pub struct Nic {
+    /// Its hardware address, as people write it.
+    pub mac: String,
+    /// Where its other end is.
+    pub backend: Backend,
+}
+
+/// The other end of a network device.
+#[derive(Debug, Clone)]
+pub enum Backend {
+    /// A network that the VMM plays (qemu(1), `-netdev user`).
+    User,
+    /// A tap of the host's.
+    Tap(Arc<OwnedFd>),
+}
+
+impl Nic {
+    /// The device that `nacre run` gives, on the VMM's own network.
+    pub fn user() -> Nic {
+        Nic { mac: USER_MAC.into(), backend: Backend::User }
+    }
+
+    fn arguments(&self, number: usize, machine: Machine) -> [String; 4] {
+        let backend = match &self.backend {
+            Backend::User => format!("user,id=network{number}"),
+            Backend::Tap(tap) => format!("tap,id=network{number},fd={}", tap.as_raw_fd()),
+        };
+        let device = format!("virtio-net-{},netdev=network{number},mac={}", machine.bus(), self.mac);
+        ["-netdev".into(), backend, "-device".into(), device]
+    }
+}
+
 fn path(path: &Path) -> String {
     path.display().to_string()
 }
@@ -94,6 +133,8 @@ pub struct VmSpec {
     pub cpus: u8,
     /// How much memory.
     pub memory: Size,
+    /// Its network devices.
+    pub nics: Vec<Nic>,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// More words for the kernel's command line.
@@ -178,17 +219,23 @@ impl VmSpec {
             &format!("socket,id=vsock,path={}", value(&self.vhost_socket())),
             "-device",
             &format!("vhost-user-vsock-{bus},chardev=vsock"),
-            "-netdev",
-            "user,id=network",
-            "-device",
-            &format!("virtio-net-{bus},netdev=network,mac=52:54:00:6e:61:63"),
             "-device",
             &format!("virtio-rng-{bus}"),
         ]
         .map(String::from);
+        let nics = self.nics.iter().enumerate().flat_map(|(number, nic)| nic.arguments(number, self.machine));
         let disks = self.disks.iter().flat_map(|disk| disk.arguments(self.machine));
         let boot = self.boot_arguments(tsc_khz)?;
-        Ok(common.into_iter().chain(boot).chain(self.machine_arguments()).chain(disks).collect())
+        Ok(common.into_iter().chain(boot).chain(self.machine_arguments()).chain(nics).chain(disks).collect())
+    }
+
+    /// What of ours QEMU is given beside its arguments.
+    pub(super) fn descriptors(&self) -> Vec<Arc<OwnedFd>> {
+        let tap = |nic: &Nic| match &nic.backend {
+            Backend::Tap(tap) => Some(tap.clone()),
+            Backend::User => None,
+        };
+        self.nics.iter().filter_map(tap).collect()
     }
 
     /// The machine, with room for as much again as it has, where it can grow.
@@ -239,6 +286,7 @@ mod tests {
             accelerator,
             cpus: 2,
             memory: Size::mib(512),
+            nics: vec![Nic::user()],
             disks: vec![Disk { path: "/a,b".into(), serial: "one".into(), read_only: true }],
             kernel_args: vec!["agent.log=debug".into()],
         }
