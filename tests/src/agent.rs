@@ -14,7 +14,7 @@ use nacre_protocol::nacre_ttrpc::GuestClient;
 use nacre_shim::accelerator::Accelerator;
 use nacre_shim::layout::Layout;
 use nacre_shim::size::Size;
-use nacre_shim::vmm::{self, Disk, Vm, VmSpec};
+use nacre_shim::vmm::{self, Disk, Nic, Vm, VmSpec};
 use tokio::net::{UnixSocket, UnixStream};
 use tokio::time::Instant;
 use ttrpc::context::{Context, with_timeout};
@@ -257,6 +257,7 @@ impl Guest {
             accelerator: Accelerator::Tcg,
             cpus: machine.cpus,
             memory: machine.memory,
+            nics: vec![Nic::user()],
             disks: machine.disks,
             kernel_args: machine.words.iter().map(ToString::to_string).collect(),
         };

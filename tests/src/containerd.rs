@@ -11,26 +11,46 @@ pub fn socket(dir: &Path) -> PathBuf {
     dir.join("socket")
 }
 
+/// What a containerd is to be.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// Its CRI, as its configuration has it; without, there is none.
+    pub cri: Option<String>,
+    /// What is added to its environment, and its shims'.
+    pub environment: Vec<(String, String)>,
+}
+
 /// Starts one that keeps all it has below `dir`, and returns once it answers. It is the caller's to end.
 ///
 /// # Errors
 /// A containerd that is not installed or does not come up.
 pub fn start(dir: &Path) -> Result<Child> {
+    start_with(dir, &Setup::default())
+}
+
+/// As [`start`], for a containerd that is to be more.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(dir: &Path, setup: &Setup) -> Result<Child> {
     let path = |name: &str| dir.join(name).display().to_string();
+    let disabled = if setup.cri.is_some() { "" } else { "\"io.containerd.grpc.v1.cri\", " };
     let config = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{disabled}\
          \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \
          \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.aufs\"]\n\
-         [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n",
+         [grpc]\naddress = {:?}\n[ttrpc]\naddress = {:?}\n{}\n",
         path("root"),
         path("state"),
         path("socket"),
         path("ttrpc"),
+        setup.cri.as_deref().unwrap_or_default(),
     );
     fs::write(dir.join("config.toml"), config).context("write containerd's configuration")?;
-    let log = fs::File::create(dir.join("log")).context("make containerd's log")?;
+    let log = fs::File::options().append(true).create(true).open(dir.join("log")).context("make containerd's log")?;
     let mut command = Command::new("containerd");
     command.arg("--config").arg(dir.join("config.toml")).stdout(Stdio::null()).stderr(log);
+    command.envs(setup.environment.iter().cloned());
     let mut daemon = command.spawn().context("start containerd")?;
     // ctr waits for the daemon as long as its time allows.
     let mut ctr = Command::new("ctr");

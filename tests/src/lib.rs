@@ -6,11 +6,13 @@
 pub mod agent;
 pub mod chance;
 pub mod containerd;
+pub mod cri;
 pub mod demo_image;
 pub mod dist;
 pub mod holdings;
 pub mod image;
 pub mod newer;
+pub mod node;
 pub mod registry;
 pub mod suite;
 pub mod wire;

@@ -16,6 +16,9 @@ const UP_WITHIN: Duration = Duration::from_secs(20);
 /// The host's loopback, as a guest on QEMU's user network sees it.
 pub const FROM_GUEST: &str = "10.0.2.2";
 
+/// The node of a pod's network, as the pods see it: the bridge that CNI makes.
+pub const FROM_POD: &str = "10.88.7.1";
+
 /// A running registry. Dropping it ends it and removes what it holds.
 #[derive(Debug)]
 pub struct Registry {
@@ -30,6 +33,18 @@ impl Registry {
     /// # Errors
     /// A program that is missing, or a registry that does not come up.
     pub fn start(credentials: Option<(&str, &str)>) -> Result<Registry> {
+        Registry::start_on("127.0.0.1", credentials)
+    }
+
+    /// Starts a registry that listens on all addresses of a network of the test's own.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_for_pods(credentials: Option<(&str, &str)>) -> Result<Registry> {
+        Registry::start_on("0.0.0.0", credentials)
+    }
+
+    fn start_on(address: &str, credentials: Option<(&str, &str)>) -> Result<Registry> {
         let dir = tempfile::tempdir().context("make the registry's directory")?;
         certificate(dir.path())?;
         let port = free_port()?;
@@ -46,7 +61,7 @@ impl Registry {
         let at = dir.path().display();
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {at}/data}}}}\n{auth}\
-             http: {{addr: \"127.0.0.1:{port}\", tls: {{certificate: {at}/cert.pem, key: {at}/key.pem}}}}\n"
+             http: {{addr: \"{address}:{port}\", tls: {{certificate: {at}/cert.pem, key: {at}/key.pem}}}}\n"
         );
         let path = dir.path().join("config.yml");
         fs::write(&path, config).context("write the registry's configuration")?;
@@ -95,6 +110,11 @@ impl Registry {
     /// `name` in this registry, as a guest calls it.
     pub fn from_guest(&self, name: &str) -> String {
         format!("{FROM_GUEST}:{}/{name}", self.port)
+    }
+
+    /// `name` in this registry, as a pod of [`crate::containerd`]'s network calls it.
+    pub fn from_pod(&self, name: &str) -> String {
+        format!("{FROM_POD}:{}/{name}", self.port)
     }
 
     /// Pushes the image in the OCI layout `layout` as `name`.
@@ -148,7 +168,7 @@ fn certificate(dir: &Path) -> Result<()> {
     let output = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
         .args(["-subj", "/CN=nacre test registry", "-keyout", "key.pem", "-out", "cert.pem", "-addext"])
-        .arg(format!("subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{FROM_GUEST}"))
+        .arg(format!("subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{FROM_GUEST},IP:{FROM_POD}"))
         .current_dir(dir)
         .output()
         .context("run openssl")?;

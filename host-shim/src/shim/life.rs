@@ -160,9 +160,9 @@ impl Life {
         all.filter_map(usage::of).fold((0, 0), |(cpu, memory), used: Used| (cpu + used.cpu, memory + used.memory))
     }
 
-    /// Ends the shim, if nothing is left or `now`.
-    pub fn shut_down(&self, now: bool) {
-        if now || self.pod.get().is_none_or(|pod| pod.is_empty()) {
+    /// Ends the shim, if nothing is left: containerd asks for it whenever a container was removed.
+    pub fn shut_down(&self) {
+        if self.pod.get().is_none_or(|pod| pod.is_empty()) {
             self.over.notify_one();
         }
     }

@@ -215,8 +215,8 @@ impl Task for Service {
         Ok(ConnectResponse { shim_pid: pid, task_pid: pid, version: VERSION.into(), ..Default::default() })
     }
 
-    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        self.0.shut_down(request.now);
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        self.0.shut_down();
         Ok(Empty::new())
     }
 }

@@ -1,0 +1,205 @@
+//! Pods under a real containerd, by `ctr` and by its CRI: real guests, a network of CNI's, a registry that wants a password.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::io::Write as _;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use k8s_cri::v1::{ContainerState, Mount};
+use nacre_tests::cri::Cri;
+use nacre_tests::node::Node;
+
+/// How long something may take that is only waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn run(test: impl AsyncFnOnce()) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
+}
+
+/// Waits until `what` holds.
+fn eventually(what: impl Fn() -> bool, why: impl Fn() -> String) {
+    let deadline = Instant::now() + PATIENCE;
+    while !what() {
+        assert!(Instant::now() < deadline, "{}", why());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Nothing of any pod is left on the node.
+fn assert_nothing_left(node: &Node) {
+    let nothing = || {
+        node.pods().is_empty()
+            && node.processes("containerd-shim-nacre-v2").is_empty()
+            && node.processes("qemu-system-x86_64").is_empty()
+    };
+    eventually(nothing, || {
+        format!(
+            "left: pods {:?}, shims {:?}, VMs {:?}",
+            node.pods(),
+            node.processes("containerd-shim-nacre-v2"),
+            node.processes("qemu-system-x86_64")
+        )
+    });
+}
+
+const RUNTIME: [&str; 2] = ["--runtime", "io.containerd.nacre.v2"];
+
+#[test]
+fn vm_a_pod_has_containers_by_the_cri() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let mut cri = Cri::connect(node.socket()).await.unwrap();
+        let logs = node.dir.path().join("logs");
+        let pod = cri.run_pod("web", &logs, |_| {}).await.unwrap();
+        let first = "echo first says $FROM; echo to stderr >&2; trap 'exit 3' TERM; while :; do sleep 0.1; done";
+        let one = cri.create(&pod, "one", &node.image(), first, |_| {}).await.unwrap();
+        let two = cri.create(&pod, "two", &node.image(), "sleep 1000", |_| {}).await.unwrap();
+        cri.start(&one).await.unwrap();
+        cri.start(&two).await.unwrap();
+        assert_eq!(cri.status(&one).await.unwrap().state(), ContainerState::ContainerRunning);
+        // Both are in one guest, on the pod's network, under the pod's name.
+        assert_eq!(cri.says(&one, "hostname").await.unwrap(), "web\n");
+        let boot = "cat /proc/sys/kernel/random/boot_id";
+        assert_eq!(cri.says(&one, boot).await.unwrap(), cri.says(&two, boot).await.unwrap());
+        assert_ne!(cri.says(&one, boot).await.unwrap(), fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap());
+        assert!(cri.says(&two, "ip -4 addr show eth0").await.unwrap().contains("inet 10.88.7."));
+        let ended = cri.exec(&one, "echo out; echo err >&2; exit 5").await.unwrap();
+        assert_eq!((ended.exit_code, &ended.stdout[..], &ended.stderr[..]), (5, &b"out\n"[..], &b"err\n"[..]));
+        // The log is as the kubelet expects it.
+        let log = fs::read_to_string(logs.join("one.log")).unwrap();
+        assert!(log.contains("stdout F first says image") && log.contains("stderr F to stderr"), "{log}");
+        cri.stop(&one, 10).await.unwrap();
+        let status = cri.status(&one).await.unwrap();
+        assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 3));
+        assert_eq!(cri.status(&two).await.unwrap().state(), ContainerState::ContainerRunning);
+        cri.remove(&one).await.unwrap();
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_volumes_reach_the_guest_and_changes_of_them_too() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let mut cri = Cri::connect(node.socket()).await.unwrap();
+        let pod = cri.run_pod("vol", &node.dir.path().join("logs"), |_| {}).await.unwrap();
+        // As the kubelet writes a ConfigMap: the files behind a link that is replaced.
+        let volumes = node.dir.path().join("volumes");
+        let map = volumes.join("kubernetes.io~configmap/map");
+        let write = |version: &str, text: &str| {
+            fs::create_dir_all(map.join(version)).unwrap();
+            fs::write(map.join(version).join("key"), text).unwrap();
+            let new = map.join("..data_tmp");
+            std::os::unix::fs::symlink(version, &new).unwrap();
+            fs::rename(&new, map.join("..data")).unwrap();
+        };
+        write("..1", "before\n");
+        std::os::unix::fs::symlink("..data/key", map.join("key")).unwrap();
+        let empty = volumes.join("kubernetes.io~empty-dir/scratch");
+        fs::create_dir_all(&empty).unwrap();
+        let last = node.dir.path().join("termination-log");
+        fs::write(&last, "").unwrap();
+        let mount = |container: &str, host: &std::path::Path, readonly: bool| Mount {
+            container_path: container.into(),
+            host_path: host.display().to_string(),
+            readonly,
+            ..Mount::default()
+        };
+        let mounts =
+            [mount("/map", &map, true), mount("/scratch", &empty, false), mount("/dev/termination-log", &last, false)];
+        let script =
+            "echo it was $(cat /map/key) > /dev/termination-log; while [ ! -e /scratch/end ]; do sleep 0.1; done";
+        let one =
+            cri.create(&pod, "one", &node.image(), script, |config| config.mounts = mounts[..3].into()).await.unwrap();
+        let two = cri
+            .create(&pod, "two", &node.image(), "sleep 1000", |config| config.mounts = mounts[1..2].into())
+            .await
+            .unwrap();
+        cri.start(&one).await.unwrap();
+        cri.start(&two).await.unwrap();
+        assert_eq!(cri.says(&one, "cat /map/key; touch /map/x").await.unwrap().lines().next(), Some("before"));
+        write("..2", "after\n");
+        let deadline = Instant::now() + PATIENCE;
+        while cri.says(&one, "cat /map/key").await.unwrap() != "after\n" {
+            assert!(Instant::now() < deadline, "the change of the volume did not come");
+        }
+        // What is empty on the host is the pod's own, and shared.
+        cri.exec(&two, "touch /scratch/end").await.unwrap();
+        while cri.status(&one).await.unwrap().state() != ContainerState::ContainerExited {
+            assert!(Instant::now() < deadline, "the container does not end");
+        }
+        assert_eq!(fs::read_dir(&empty).unwrap().count(), 0, "the host sees nothing of it");
+        assert_eq!(fs::read_to_string(&last).unwrap(), "it was before\n");
+        // A directory of the host's is not shared, and the pod goes on.
+        let host = [mount("/host", node.dir.path(), false)];
+        let three =
+            cri.create(&pod, "three", &node.image(), "true", |config| config.mounts = host.into()).await.unwrap();
+        let refused = format!("{:#}", cri.start(&three).await.unwrap_err());
+        assert!(refused.contains("/host") && refused.contains("writable directory of the host's"), "{refused}");
+        assert_eq!(cri.says(&two, "echo on").await.unwrap(), "on\n");
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_ctr_runs_containers_in_guests_of_their_own() {
+    let Some(node) = Node::start().unwrap() else { return };
+    let image = node.image();
+    // Without a network of CNI's the VMM's own leads to the node's loopback.
+    let from_guest = node.registry.from_guest(nacre_tests::node::IMAGE);
+    let reference = format!("io.kubernetes.cri.image-name={from_guest}");
+    let args = |rest: &[&str]| -> Vec<String> {
+        let named = ["--annotation", &reference];
+        ["run"].iter().chain(&RUNTIME).chain(&named).chain(rest).map(|arg| (*arg).to_string()).collect()
+    };
+    let mut copy = node
+        .ctr_command("default")
+        .args(args(&["--rm", &image, "copy", "sh", "-c", "wc -c; echo err >&2; exit 7"]))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _ = copy.stdin.take().unwrap().write_all(&vec![b'x'; 3_000_000]); // one that failed reads nothing, and says why
+    let copied = copy.wait_with_output().unwrap();
+    assert_eq!(
+        (copied.status.code(), String::from_utf8_lossy(&copied.stdout).trim()),
+        (Some(7), "3000000"),
+        "{copied:?}"
+    );
+    assert!(String::from_utf8_lossy(&copied.stderr).contains("err"), "{copied:?}");
+    let started = node
+        .ctr("default", args(&["-d", &image, "long", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"]));
+    let started = started.unwrap();
+    assert!(started.status.success(), "{started:?}");
+    let task = |rest: &[&str]| node.ctr("default", ["task"].iter().chain(rest)).unwrap();
+    let ended = task(&[
+        "exec",
+        "--exec-id",
+        "one",
+        "long",
+        "sh",
+        "-c",
+        "dd if=/dev/zero bs=1024 count=5000 2>/dev/null; exit 5",
+    ]);
+    assert_eq!((ended.status.code(), ended.stdout.len()), (Some(5), 5_120_000));
+    let says = |output: std::process::Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(task(&["pause", "long"]).status.success());
+    assert!(says(task(&["ls"])).contains("PAUSED"));
+    assert!(task(&["resume", "long"]).status.success());
+    let metrics = says(task(&["metrics", "--format", "json", "long"]));
+    assert!(metrics.contains("\"usage\"") && metrics.contains("memory"), "{metrics}");
+    assert!(task(&["kill", "-s", "TERM", "long"]).status.success());
+    eventually(|| says(task(&["ls"])).contains("STOPPED"), || "the container does not end".into());
+    let removed = task(&["rm", "long"]);
+    assert!(String::from_utf8_lossy(&removed.stderr).contains("exit code 3"), "{removed:?}");
+    assert_nothing_left(&node);
+    // What a guest can't have is said, and nothing is left of it.
+    let hooks = node.ctr("default", args(&["--rm", "--net-host", &image, "host", "true"])).unwrap();
+    assert!(String::from_utf8_lossy(&hooks.stderr).contains("can't have the host's network"), "{hooks:?}");
+    assert_nothing_left(&node);
+}
