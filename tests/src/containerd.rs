@@ -47,6 +47,7 @@ pub fn start_with(dir: &Path, setup: &Setup) -> Result<Child> {
         setup.cri.as_deref().unwrap_or_default(),
     );
     fs::write(dir.join("config.toml"), config).context("write containerd's configuration")?;
+    let _ = fs::remove_file(socket(dir)); // one that was killed has left it
     let log = fs::File::options().append(true).create(true).open(dir.join("log")).context("make containerd's log")?;
     let mut command = Command::new("containerd");
     command.arg("--config").arg(dir.join("config.toml")).stdout(Stdio::null()).stderr(log);

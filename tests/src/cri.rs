@@ -1,7 +1,7 @@
 //! A kubelet, as far as containerd's CRI sees one.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
@@ -12,7 +12,7 @@ use k8s_cri::v1::{
     ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopContainerRequest, StopPodSandboxRequest,
+    StopContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -58,7 +58,24 @@ impl Cri {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let channel = endpoint.connect_with_connector(connector).await.context("connect to containerd's CRI")?;
-        Ok(Cri { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) })
+        let mut cri =
+            Cri { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) };
+        cri.until_ready().await?;
+        Ok(cri)
+    }
+
+    /// containerd answers before its CRI has recovered what was there.
+    async fn until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            match self.runtime.version(VersionRequest::default()).await {
+                Ok(_) => return Ok(()),
+                Err(status) if Instant::now() < deadline && status.message().contains("not initialized") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(status) => return Err(status).context("reach containerd's CRI"),
+            }
+        }
     }
 
     /// Runs a pod that keeps its containers' logs in `logs`, changed by `change`.

@@ -203,3 +203,81 @@ fn vm_ctr_runs_containers_in_guests_of_their_own() {
     assert!(String::from_utf8_lossy(&hooks.stderr).contains("can't have the host's network"), "{hooks:?}");
     assert_nothing_left(&node);
 }
+
+/// A pod with a container that runs.
+async fn pod_with_container(node: &Node, name: &str) -> (Cri, nacre_tests::cri::Pod, String) {
+    let mut cri = Cri::connect(node.socket()).await.unwrap();
+    let pod = cri.run_pod(name, &node.dir.path().join("logs"), |_| {}).await.unwrap();
+    let script = "n=0; while :; do n=$((n+1)); echo line $n; sleep 0.2; done";
+    let container = cri.create(&pod, "one", &node.image(), script, |_| {}).await.unwrap();
+    cri.start(&container).await.unwrap();
+    (cri, pod, container)
+}
+
+async fn until_exited(cri: &mut Cri, container: &str) -> i32 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = cri.status(container).await.unwrap();
+        if status.state() == ContainerState::ContainerExited {
+            return status.exit_code;
+        }
+        assert!(Instant::now() < deadline, "the container does not end: {status:?}");
+    }
+}
+
+fn kill(pids: &[u32]) {
+    let [pid] = pids else { panic!("one process is to be killed: {pids:?}") };
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn vm_a_shim_that_is_killed_leaves_nothing_once_containerd_has_noticed() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let (mut cri, pod, container) = pod_with_container(&node, "shim").await;
+        kill(&node.processes("containerd-shim-nacre-v2"));
+        assert_ne!(until_exited(&mut cri, &container).await, 0, "nobody saw how it ended");
+        eventually(|| node.pods().is_empty(), || format!("left: {:?}", node.pods()));
+        assert!(node.processes("qemu-system-x86_64").is_empty(), "the VM goes with its shim");
+        cri.remove_pod(&pod).await.unwrap();
+        // The node is as good as before.
+        let (mut cri, pod, container) = pod_with_container(&node, "next").await;
+        assert_eq!(cri.says(&container, "echo on").await.unwrap(), "on\n");
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_a_vm_that_is_killed_ends_its_containers() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let (mut cri, pod, container) = pod_with_container(&node, "vmm").await;
+        kill(&node.processes("qemu-system-x86_64"));
+        assert_eq!(until_exited(&mut cri, &container).await, 137);
+        let gone = format!("{:#}", cri.exec(&container, "true").await.unwrap_err());
+        assert!(gone.contains("EXITED"), "{gone}");
+        cri.remove(&container).await.unwrap();
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_containers_outlive_containerd() {
+    let Some(mut node) = Node::start().unwrap() else { return };
+    run(async || {
+        let (mut cri, pod, container) = pod_with_container(&node, "outlive").await;
+        let boot = cri.says(&container, "cat /proc/sys/kernel/random/boot_id").await.unwrap();
+        drop(cri);
+        node.restart_containerd().unwrap();
+        let mut cri = Cri::connect(node.socket()).await.unwrap();
+        assert_eq!(cri.status(&container).await.unwrap().state(), ContainerState::ContainerRunning);
+        assert_eq!(cri.says(&container, "cat /proc/sys/kernel/random/boot_id").await.unwrap(), boot);
+        cri.stop(&container, 0).await.unwrap();
+        assert_eq!(cri.status(&container).await.unwrap().exit_code, 137);
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}

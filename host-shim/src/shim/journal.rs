@@ -1,4 +1,4 @@
-//! What a pod has on this host, on disk: written before each thing is made, so that whoever comes after a crash can undo it.
+//! What a pod has on this host, on disk: written before any of it is made, so that whoever comes after a crash can undo it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::Read as _;
@@ -29,19 +29,15 @@ pub struct Proc {
     pub started: u64,
 }
 
-/// What a pod has.
+/// What a pod has. Its VM is not here: the kernel ends it with the shim.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Held {
-    /// The bundle of the sandbox.
-    pub bundle: PathBuf,
     /// The shim.
     pub shim: Option<Proc>,
-    /// The machine's processes.
-    pub vmm: Vec<Proc>,
     /// The pod's network namespace, whose interfaces were joined to taps. These go with the processes.
     pub netns: Option<PathBuf>,
-    /// Control groups, the deepest last.
+    /// Control groups.
     pub cgroups: Vec<PathBuf>,
 }
 
@@ -79,11 +75,11 @@ pub fn root() -> PathBuf {
 }
 
 impl Journal {
-    /// Makes the directory of a new pod.
+    /// Makes the directory of a new pod, and notes what it is going to have.
     ///
     /// # Errors
     /// A pod of this name that lives, or a directory that can't be written.
-    pub fn create(id: &str, held: Held) -> Result<Journal> {
+    pub fn create(id: &str, held: &Held) -> Result<Journal> {
         let dir = dir_of(id);
         let act = || format!("create {}", dir.display());
         DirBuilder::new().recursive(true).mode(0o700).create(root()).with_context(act)?;
@@ -93,9 +89,12 @@ impl Journal {
             }
             return Err(error).with_context(act);
         }
-        let mut journal = Journal { dir, held };
-        journal.update(|_| {})?;
-        Ok(journal)
+        let (path, new) = (dir.join(FILE), dir.join("state.new"));
+        let text = serde_json::to_vec(held).context("write the pod's state")?;
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("write {}", path.display()))?;
+        Ok(Journal { dir, held: held.clone() })
     }
 
     /// What the pod in `dir` has; nothing where there is none.
@@ -121,19 +120,6 @@ impl Journal {
     /// What the pod has.
     pub fn held(&self) -> &Held {
         &self.held
-    }
-
-    /// Notes a change, before it is made.
-    ///
-    /// # Errors
-    /// A directory that can't be written.
-    pub fn update(&mut self, change: impl FnOnce(&mut Held)) -> Result<()> {
-        change(&mut self.held);
-        let (path, new) = (self.dir.join(FILE), self.dir.join("state.new"));
-        let text = serde_json::to_vec(&self.held).context("write the pod's state")?;
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, &path))
-            .with_context(|| format!("write {}", path.display()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The life of a shim: from the sandbox that comes first to the moment when nothing is left.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -11,18 +11,18 @@ use oci_spec::runtime::LinuxNamespaceType;
 use tokio::sync::{Mutex, Notify};
 
 use super::bundle::{Bundle, Namespace};
+use super::cgroup::Groups;
 use super::config::Config;
 use super::error::{Error, Result};
 use super::events::Events;
 use super::group::{self, Role};
-use super::journal::{Held, Journal, Proc};
+use super::holdings::Holdings;
 use super::log::Log;
 use super::pod::{Create, Pod};
 use super::sandbox::{Sandbox, Settings};
+use super::sizing;
 use super::usage::{self, Used};
-use super::{remnants, sizing};
 use crate::guest::USER_NAME_SERVER;
-use crate::network;
 
 /// By which containerd's options are known, and their field with a path.
 const OPTIONS: &str = "runtimeoptions.v1.Options";
@@ -39,7 +39,7 @@ const MAX_RESOLV_CONF: u64 = 64 << 10;
 pub struct Life {
     pod: OnceLock<Arc<Pod>>,
     /// One pod is made at a time, and taken down once.
-    journal: Mutex<Option<Journal>>,
+    holdings: Mutex<Option<Holdings>>,
     events: Events,
     log: Log,
     over: Notify,
@@ -48,7 +48,7 @@ pub struct Life {
 impl Life {
     /// A shim that has no pod yet.
     pub fn new(events: Events, log: Log) -> Arc<Life> {
-        Arc::new(Life { pod: OnceLock::new(), journal: Mutex::new(None), events, log, over: Notify::new() })
+        Arc::new(Life { pod: OnceLock::new(), holdings: Mutex::new(None), events, log, over: Notify::new() })
     }
 
     /// The pod.
@@ -79,47 +79,25 @@ impl Life {
     }
 
     async fn make_pod(&self, create: &Create, options: &Any) -> Result<Arc<Pod>> {
-        let mut kept = self.journal.lock().await;
+        let mut kept = self.holdings.lock().await;
         if self.pod.get().is_some() {
             return Err(Error::AlreadyExists(format!("pod {}", create.id)));
         }
         let annotations = create.bundle.annotations();
         let config = Config::find(config_path(options)?.as_deref().map(Path::new))?.with_annotations(&annotations)?;
         let spec = create.bundle.spec.clone();
-        let netns = match create.bundle.namespace(LinuxNamespaceType::Network) {
-            Namespace::Host => {
-                return Err(Error::Unimplemented("network: a pod in a VM can't have the host's network".into()));
-            }
-            // A container that `ctr` gives no network needs one to pull its image.
-            Namespace::New => None,
-            Namespace::At(path) => Some(path),
-        };
+        let netns = network_of(&create.bundle)?;
         let mut dns = name_servers(&create.bundle)?;
         if netns.is_none() && dns.is_empty() {
             dns.push(USER_NAME_SERVER.into());
         }
         let size = sizing::size(&spec, &annotations, &config.vm)?;
-        let held = Held {
-            bundle: create.bundle.dir.clone(),
-            shim: Proc::of(std::process::id()),
-            netns: netns.clone(),
-            ..Held::default()
-        };
-        let journal = kept.insert(Journal::create(&create.id, held)?);
-        let network = match netns.map(|netns| network::attach(&netns)).transpose() {
-            Ok(network) => network,
-            Err(error) => {
-                let undone = kept.take().map(|journal| remnants::undo(journal.dir(), journal.held()));
-                if let Some(Err(error)) = undone {
-                    self.log.warn(&format!("pod {}: {error:#}", create.id));
-                }
-                return Err(Error::Failed(format!("{:#}", anyhow::Error::new(error))));
-            }
-        };
+        let groups = Groups::of(spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref()))?;
+        let (holdings, network) = Holdings::take(&create.id, groups, netns, &self.log)?;
         let config = Arc::new(config);
         let settings = Settings {
             id: create.id.clone(),
-            dir: journal.dir().to_path_buf(),
+            dir: holdings.dir(),
             config: config.clone(),
             size,
             hostname: spec.hostname().clone().unwrap_or_default(),
@@ -127,6 +105,7 @@ impl Life {
             network,
             shm: SHM,
         };
+        *kept = Some(holdings);
         let sandbox = Sandbox::start(settings);
         let pod = Pod::new(&create.id, sandbox, config, spec, self.events.clone(), self.log.clone());
         Ok(self.pod.get_or_init(|| pod).clone())
@@ -147,16 +126,15 @@ impl Life {
 
     async fn take_down(&self, pod: &Pod) {
         pod.sandbox.stop().await;
-        let Some(journal) = self.journal.lock().await.take() else { return };
-        if let Err(error) = remnants::undo(journal.dir(), journal.held()) {
-            self.log.warn(&format!("pod {}: {error:#}", pod.id));
+        if let Some(holdings) = self.holdings.lock().await.take() {
+            holdings.release(&self.log);
         }
     }
 
     /// Processor time in nanoseconds and memory in bytes that the pod has used on the host.
-    pub async fn used(&self) -> (u64, u64) {
-        let vmm = self.journal.lock().await.as_ref().map(|journal| journal.held().vmm.clone()).unwrap_or_default();
-        let all = vmm.iter().map(|process| process.pid).chain([std::process::id()]);
+    pub fn used(&self) -> (u64, u64) {
+        let vmm = self.pod.get().and_then(|pod| pod.sandbox.vmm());
+        let all = vmm.into_iter().chain([std::process::id()]);
         all.filter_map(usage::of).fold((0, 0), |(cpu, memory), used: Used| (cpu + used.cpu, memory + used.memory))
     }
 
@@ -202,6 +180,15 @@ fn config_path(options: &Any) -> Result<Option<String>> {
     };
     read().map_err(|error| super::error::invalid("options", error))?;
     Ok(path.filter(|path| !path.is_empty()))
+}
+
+/// The pod's network namespace. A container that `ctr` gives none has the VMM's own network, for it has to pull its image.
+fn network_of(bundle: &Bundle) -> Result<Option<PathBuf>> {
+    match bundle.namespace(LinuxNamespaceType::Network) {
+        Namespace::Host => Err(Error::Unimplemented("network: a pod in a VM can't have the host's network".into())),
+        Namespace::New => Ok(None),
+        Namespace::At(path) => Ok(Some(path)),
+    }
 }
 
 /// The lines of the resolv.conf that is mounted into the sandbox.

@@ -7,11 +7,13 @@
 pub mod args;
 pub mod bootstrap;
 pub mod bundle;
+pub mod cgroup;
 pub mod config;
 pub mod delete;
 pub mod error;
 pub mod events;
 pub mod group;
+pub mod holdings;
 pub mod journal;
 pub mod life;
 pub mod log;

@@ -3,9 +3,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -35,13 +35,11 @@ pub fn clear(id: &str) -> Result<()> {
 /// # Errors
 /// As [`clear`].
 pub fn undo(dir: &Path, held: &Held) -> Result<()> {
-    for vmm in &held.vmm {
-        end(*vmm)?;
-    }
     if let Some(netns) = &held.netns {
         network::detach(netns)?;
     }
-    for group in held.cgroups.iter().rev() {
+    for group in &held.cgroups {
+        empty(group)?;
         absent(fs::remove_dir(group)).with_context(|| format!("remove {}", group.display()))?;
     }
     absent(fs::remove_dir_all(dir)).with_context(|| format!("remove {}", dir.display()))
@@ -51,6 +49,25 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+/// Ends what is in a control group: the VM of a shim that was killed may be about to go.
+fn empty(group: &Path) -> Result<()> {
+    let deadline = Instant::now() + GONE_WITHIN;
+    loop {
+        let text = match fs::read_to_string(group.join("cgroup.procs")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            text => text.with_context(|| format!("look into {}", group.display()))?,
+        };
+        let processes: Vec<_> = text.lines().filter_map(|line| Proc::of(line.parse().ok()?)).collect();
+        if processes.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{}: processes don't end", group.display());
+        for process in processes {
+            end(process)?;
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Settings {
 #[derive(Debug, Clone)]
 enum State {
     Booting,
-    Up(Guest),
+    Up(Guest, Option<u32>),
     /// It is gone: why.
     Ended(String),
 }
@@ -80,7 +80,7 @@ impl Sandbox {
         loop {
             match &*state.borrow_and_update() {
                 State::Booting => {}
-                State::Up(guest) => return Ok(guest.clone()),
+                State::Up(guest, _) => return Ok(guest.clone()),
                 State::Ended(how) => return Err(Error::Unavailable(how.clone())),
             }
             if state.changed().await.is_err() {
@@ -92,7 +92,15 @@ impl Sandbox {
     /// The guest, if it is up now.
     pub fn guest_now(&self) -> Option<Guest> {
         match &*self.state.borrow() {
-            State::Up(guest) => Some(guest.clone()),
+            State::Up(guest, _) => Some(guest.clone()),
+            State::Booting | State::Ended(_) => None,
+        }
+    }
+
+    /// The VMM's process, once the guest is up.
+    pub fn vmm(&self) -> Option<u32> {
+        match &*self.state.borrow() {
+            State::Up(_, vmm) => *vmm,
             State::Booting | State::Ended(_) => None,
         }
     }
@@ -127,7 +135,7 @@ async fn live(settings: Settings, tell: &watch::Sender<State>, mut stopped: watc
         Ok(up) => up,
         Err(error) => return format!("{error:#}"),
     };
-    tell.send_replace(State::Up(guest.clone()));
+    tell.send_replace(State::Up(guest.clone(), vm.pid()));
     tokio::select! {
         how = vm.ended() => return how,
         _ = stopped.wait_for(|stop| *stop) => {}

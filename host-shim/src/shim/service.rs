@@ -72,7 +72,7 @@ impl Service {
         if pod.task(id)?.in_guest {
             return Ok(stats::metrics(&pod.guest(id)?.stats(id).await?));
         }
-        let (cpu, memory) = self.0.used().await;
+        let (cpu, memory) = self.0.used();
         Ok(stats::of_host(cpu, memory))
     }
 

@@ -1,0 +1,53 @@
+//! What a pod has on the host, taken in one place: noted in the journal before, and let go of as a whole.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::cgroup::Groups;
+use super::journal::{Held, Journal, Proc};
+use super::log::Log;
+use super::remnants;
+use crate::network::{self, Network};
+
+/// A pod's directory, control groups and network.
+#[derive(Debug)]
+pub struct Holdings {
+    journal: Journal,
+    groups: Groups,
+}
+
+impl Holdings {
+    /// Takes them for the pod `id`. Whatever fails, nothing is held.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn take(id: &str, groups: Groups, netns: Option<PathBuf>, log: &Log) -> Result<(Holdings, Option<Network>)> {
+        let held = Held { shim: Proc::of(std::process::id()), netns: netns.clone(), cgroups: groups.paths.clone() };
+        let holdings = Holdings { journal: Journal::create(id, &held)?, groups };
+        let made = || {
+            holdings.groups.enter()?;
+            Ok(netns.as_deref().map(network::attach).transpose()?)
+        };
+        match made() {
+            Ok(network) => Ok((holdings, network)),
+            Err(error) => {
+                holdings.release(log);
+                Err(error)
+            }
+        }
+    }
+
+    /// The pod's directory.
+    pub fn dir(&self) -> PathBuf {
+        self.journal.dir().into()
+    }
+
+    /// Lets go of them. What stands against it is only said: `delete` tries again.
+    pub fn release(self, log: &Log) {
+        self.groups.leave();
+        if let Err(error) = remnants::undo(self.journal.dir(), self.journal.held()) {
+            log.warn(&format!("{}: {error:#}", self.journal.dir().display()));
+        }
+    }
+}
