@@ -7,7 +7,10 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use k8s_cri::v1::{ContainerState, Mount};
+use k8s_cri::v1::{
+    ContainerConfig, ContainerState, ContainerStatsRequest, DnsConfig, Int64Value, KeyValue, LinuxContainerResources,
+    Mount, NamespaceMode, NamespaceOption, UpdateContainerResourcesRequest,
+};
 use nacre_tests::cri::Cri;
 use nacre_tests::node::Node;
 
@@ -278,6 +281,128 @@ fn vm_containers_outlive_containerd() {
         cri.stop(&container, 0).await.unwrap();
         assert_eq!(cri.status(&container).await.unwrap().exit_code, 137);
         cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_containers_may_share_processes_and_outlive_each_other() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let mut cri = Cri::connect(node.socket()).await.unwrap();
+        let pod = cri.run_pod("share", &node.dir.path().join("logs"), |_| {}).await.unwrap();
+        let shared = |config: &mut ContainerConfig| {
+            let context = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+            context.namespace_options =
+                Some(NamespaceOption { pid: NamespaceMode::Pod.into(), ..NamespaceOption::default() });
+        };
+        let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+        let one = cri.create(&pod, "one", &node.image(), script, shared).await.unwrap();
+        let two = cri.create(&pod, "two", &node.image(), "sleep 12345", shared).await.unwrap();
+        let alone = cri.create(&pod, "alone", &node.image(), "sleep 1000", |_| {}).await.unwrap();
+        for id in [&one, &two, &alone] {
+            cri.start(id).await.unwrap();
+        }
+        assert!(cri.says(&one, "ps").await.unwrap().contains("sleep 12345"), "one sees the other's processes");
+        assert!(!cri.says(&alone, "ps").await.unwrap().contains("sleep 12345"), "who does not share sees only its own");
+        cri.stop(&one, 10).await.unwrap();
+        assert!(cri.says(&two, "ps").await.unwrap().contains("sleep 12345"), "the other goes on");
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_limits_sysctls_names_and_terminals_are_the_containers() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let mut cri = Cri::connect(node.socket()).await.unwrap();
+        let pod = cri
+            .run_pod("conf", &node.dir.path().join("logs"), |config| {
+                let servers = ["10.88.7.53".to_string()];
+                config.dns_config =
+                    Some(DnsConfig { servers: servers.into(), searches: vec!["pods.example".into()], options: vec![] });
+                let linux = config.linux.as_mut().unwrap();
+                linux.sysctls = [("kernel.shm_rmid_forced".to_string(), "1".to_string())].into();
+            })
+            .await
+            .unwrap();
+        let id = cri
+            .create(&pod, "one", &node.image(), "sleep 1000", |config| {
+                config.envs = vec![KeyValue { key: "OWN".into(), value: "yes".into() }];
+                config.working_dir = "/tmp".into();
+                let linux = config.linux.as_mut().unwrap();
+                linux.resources = Some(LinuxContainerResources {
+                    memory_limit_in_bytes: 64 << 20,
+                    cpu_quota: 50_000,
+                    cpu_period: 100_000,
+                    ..LinuxContainerResources::default()
+                });
+                let context = linux.security_context.as_mut().unwrap();
+                context.run_as_user = Some(Int64Value { value: 1234 });
+                context.readonly_rootfs = true;
+                context.no_new_privs = true;
+            })
+            .await
+            .unwrap();
+        cri.start(&id).await.unwrap();
+        let says = cri.says(&id, "id -u; pwd; echo $OWN $FROM; touch /x 2>&1; cat /etc/resolv.conf; cat /proc/sys/kernel/shm_rmid_forced").await.unwrap();
+        let expected =
+            "1234\n/tmp\nyes image\ntouch: /x: Read-only file system\nsearch pods.example\nnameserver 10.88.7.53\n1\n";
+        assert_eq!(says, expected);
+        let limit = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+        assert_eq!(cri.says(&id, limit).await.unwrap(), format!("{}\n50000 100000\n", 64 << 20));
+        let resources = LinuxContainerResources {
+            memory_limit_in_bytes: 96 << 20,
+            cpu_quota: 20_000,
+            cpu_period: 100_000,
+            ..LinuxContainerResources::default()
+        };
+        let request =
+            UpdateContainerResourcesRequest { container_id: id.clone(), linux: Some(resources), ..Default::default() };
+        cri.runtime.update_container_resources(request).await.unwrap();
+        assert_eq!(cri.says(&id, limit).await.unwrap(), format!("{}\n20000 100000\n", 96 << 20));
+        let request = ContainerStatsRequest { container_id: id.clone() };
+        let stats = cri.runtime.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        assert!(stats.memory.unwrap().working_set_bytes.unwrap().value > 0);
+        assert!(stats.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 0);
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
+fn vm_a_guest_that_does_not_come_up_is_said_and_undone() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let mut cri = Cri::connect(node.socket()).await.unwrap();
+        let logs = node.dir.path().join("logs");
+        // The sandbox is made before the guest is there; who needs the guest hears why there is none.
+        let config = node.dir.path().join("shim.toml");
+        let good = fs::read_to_string(&config).unwrap();
+        fs::write(&config, good.replace("minimal.initrd", "nothing.initrd")).unwrap();
+        let pod = cri.run_pod("none", &logs, |_| {}).await.unwrap();
+        let failed = match cri.create(&pod, "one", &node.image(), "true", |_| {}).await {
+            Ok(id) => format!("{:#}", cri.start(&id).await.unwrap_err()),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(
+            failed.contains("nothing.initrd") || failed.contains("not ready") || failed.contains("not running"),
+            "{failed}"
+        );
+        cri.remove_pod(&pod).await.unwrap();
+        assert_nothing_left(&node);
+        // A configuration that is none is refused at once.
+        fs::write(&config, "[vm]\nmemoy = 1\n").unwrap();
+        let refused = format!("{:#}", cri.run_pod("bad", &logs, |_| {}).await.unwrap_err());
+        assert!(refused.contains("memoy"), "{refused}");
+        fs::write(&config, good).unwrap();
+        let refused = cri
+            .run_pod("more", &logs, |config| {
+                config.annotations.insert("dev.nacre.vm.cpus".into(), "4".into());
+            })
+            .await;
+        assert!(format!("{:#}", refused.unwrap_err()).contains("the host does not allow it"));
     });
     assert_nothing_left(&node);
 }

@@ -148,7 +148,7 @@ enum Slot {
 #[derive(Debug, Default)]
 struct Shared {
     namespaces: Option<namespaces::Pod>,
-    pid: Option<namespaces::Namespace>,
+    pid: Option<namespaces::Pids>,
     storages: Vec<Prepared>,
 }
 
@@ -256,7 +256,7 @@ impl Sandbox {
         let addresses = self.settings.devices.give(&request.devices, &mut spec).await?;
         self.settings.devices.inject(&mut spec).await?;
         let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;
-        let namespaces = self.namespaces(request.sandbox_pidns)?;
+        let namespaces = self.namespaces(request.sandbox_pidns).await?;
         let (bundle, pipe_size) = (Path::new(RUN).join(id.as_str()), self.settings.pipe_size);
         // The name goes along: it must not be free before what was made is gone, should nobody wait for it any more.
         let made = spawn_blocking(move || {
@@ -267,11 +267,6 @@ impl Sandbox {
         });
         let (made, name) = made.await.map_err(|_| Error::Task)??;
         let container = Container::new(id.as_str(), made, addresses, sockets, pipe_size)?;
-        if request.sandbox_pidns {
-            let pid =
-                namespaces::Namespace::of(container.pid(), "pid").map_err(Error::system("open a PID namespace"))?;
-            lock(&self.shared).pid.get_or_insert(pid);
-        }
         name.fill(container);
         tracing::info!(container = id.as_str(), "container created");
         Ok(())
@@ -399,18 +394,19 @@ impl Sandbox {
         }
     }
 
-    fn namespaces(&self, shares_pid: bool) -> Result<Namespaces, Error> {
-        let shared = lock(&self.shared);
-        let pid = match (&shared.pid, shares_pid) {
-            (Some(pid), true) => Some(pid.path()),
-            // The first container's becomes the pod's.
-            (None, true) if lock(&self.containers).len() > 1 => {
-                return Err(Error::Invalid("Sandbox does not have sandbox_pidns".into()));
+    /// What a container shares with others; the PID namespace is made for the first that shares it.
+    async fn namespaces(self: &Arc<Self>, shares_pid: bool) -> Result<Namespaces, Error> {
+        let sandbox = self.clone();
+        let namespaces = spawn_blocking(move || {
+            let mut shared = lock(&sandbox.shared);
+            if shares_pid && shared.pid.is_none() {
+                shared.pid = Some(namespaces::Pids::new().map_err(Error::system("make the pod's PID namespace"))?);
             }
-            _ => None,
-        };
-        let (ipc, uts) = shared.namespaces.as_ref().map(|pod| (pod.ipc.path(), pod.uts.path())).unzip();
-        Ok(Namespaces { ipc, uts, pid })
+            let pid = shared.pid.as_ref().filter(|_| shares_pid).map(namespaces::Pids::path);
+            let (ipc, uts) = shared.namespaces.as_ref().map(|pod| (pod.ipc.path(), pod.uts.path())).unzip();
+            Ok(Namespaces { ipc, uts, pid })
+        });
+        namespaces.await.map_err(|_| Error::Task)?
     }
 
     fn context<'a>(&'a self, owner: &'a str) -> storage::Context<'a> {

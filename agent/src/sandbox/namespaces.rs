@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::thread;
 
+use nacre_sys::reaper::Reaper;
 use rustix::thread::UnshareFlags;
 
 /// A namespace, held.
@@ -49,6 +50,26 @@ impl Pod {
             Ok(Pod { ipc: open("ipc")?, uts: open("uts")? })
         })?;
         made.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    }
+}
+
+/// The PID namespace of containers that share one. Its first process is no container's, so that each may end and the others go on.
+#[derive(Debug)]
+pub struct Pids {
+    namespace: Namespace,
+    _reaper: Reaper,
+}
+
+impl Pids {
+    /// A new namespace.
+    pub fn new() -> io::Result<Pids> {
+        let reaper = Reaper::spawn()?;
+        Ok(Pids { namespace: Namespace::of(reaper.pid(), "pid")?, _reaper: reaper })
+    }
+
+    /// As [`Namespace::path`].
+    pub fn path(&self) -> PathBuf {
+        self.namespace.path()
     }
 }
 

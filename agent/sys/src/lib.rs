@@ -18,6 +18,7 @@ pub mod mount;
 pub mod pidfd;
 pub mod process;
 pub mod random;
+pub mod reaper;
 pub mod seccomp;
 pub mod swap;
 pub mod tap;
