@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::cgroup::Groups;
-use super::journal::{Held, Journal, Proc};
+use super::journal::{self, Held, Journal, Proc};
 use super::log::Log;
 use super::remnants;
 use crate::network::{self, Network};
@@ -18,11 +18,15 @@ pub struct Holdings {
 }
 
 impl Holdings {
-    /// Takes them for the pod `id`. Whatever fails, nothing is held.
+    /// Takes them for the pod `id`, after what a shim has left that died. Whatever fails, nothing is held.
     ///
     /// # Errors
     /// What stands against it.
     pub fn take(id: &str, groups: Groups, netns: Option<PathBuf>, log: &Log) -> Result<(Holdings, Option<Network>)> {
+        let left = Journal::read(&journal::dir_of(id))?;
+        if left.is_some_and(|held| held.shim.is_none_or(|shim| !shim.is_alive())) {
+            remnants::clear(id)?;
+        }
         let held = Held { shim: Proc::of(std::process::id()), netns: netns.clone(), cgroups: groups.paths.clone() };
         let holdings = Holdings { journal: Journal::create(id, &held)?, groups };
         let made = || {

@@ -205,6 +205,8 @@ impl VmSpec {
             "-nodefaults",
             "-no-user-config",
             "-no-reboot",
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
             "-display",
             "none",
             "-accel",

@@ -5,6 +5,7 @@ mod guest;
 mod jail;
 mod limiter;
 mod pull;
+mod shim;
 mod tree;
 
 use std::fs;
@@ -114,6 +115,9 @@ fn main() -> Result<()> {
     }
     if wanted(&guest::NAMES) {
         all.extend(guest::measure(&args.dist, |name| name.starts_with(&args.only))?);
+    }
+    if wanted(&shim::NAMES) {
+        all.extend(runtime.block_on(shim::measure(|name| name.starts_with(&args.only)))?);
     }
     // Last, for it parts this process's mounts from the host's.
     if wanted(&jail::NAMES) {
