@@ -22,7 +22,7 @@ PACKAGES := gcc libc6-dev libseccomp-dev pkg-config \
             linux-source-6.12 flex bison bc libelf-dev xz-utils lz4 zstd rsync \
             squashfs-tools erofs-utils e2fsprogs systemd-boot-efi ca-certificates \
             qemu-system-x86 skopeo docker-registry openssl busybox-static iproute2 apache2-utils gpg gpg-agent runc crun \
-            podman conmon containerd containernetworking-plugins protobuf-compiler umoci cryptsetup-bin fdisk ovmf xfsprogs curl python3-venv systemd
+            podman conmon containerd containernetworking-plugins prometheus protobuf-compiler umoci cryptsetup-bin fdisk ovmf xfsprogs curl python3-venv systemd
 
 # A static binary runs in a guest that has no libraries. Only with an explicit target do build scripts stay dynamic. Packed relocations are three
 # hundred kilobytes less to load at boot and to keep in memory. Where the sources lie must not be seen in what is built.

@@ -73,6 +73,19 @@ Exit codes: the container's own; 125 when nacre failed, 126 when the program can
         #[arg(short, long)]
         force: bool,
     },
+    /// Serve the metrics of all pods of containerd's on this host to Prometheus
+    #[command(after_help = "Examples:
+  nacre monitor
+  nacre monitor --listen 0.0.0.0:8090
+  curl 127.0.0.1:8090/metrics?filter_family=kata_hypervisor")]
+    Monitor {
+        /// Where to be asked
+        #[arg(long, default_value = "127.0.0.1:8090", value_name = "ADDRESS:PORT")]
+        listen: std::net::SocketAddr,
+        /// Where the shims keep their pods [default: $NACRE_SHIM_STATE_DIR, or /run/nacre-shim]
+        #[arg(long, value_name = "DIR")]
+        pods: Option<PathBuf>,
+    },
     /// Show versions
     Version {
         /// As JSON

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::attach::{Attachment, attach};
 use crate::cli::{Args, Command, Exec};
 use crate::guest::{Guest, ProcessId};
+use crate::metrics::monitor;
 use crate::signals::Signals;
 use crate::state::{Phase, Pods, Status};
 use crate::{detach, failure, run, spec, streams, terminal};
@@ -69,6 +70,13 @@ async fn dispatch(args: Args) -> Result<i32> {
                 }
             }
             pods.remove(&name).map(|()| 0)
+        }
+        Command::Monitor { listen, pods } => {
+            let mut signals = Signals::listen()?;
+            tokio::select! {
+                served = monitor::serve(listen, monitor::pods(pods.as_deref())) => served.map(|()| 0),
+                signal = signals.stop() => Ok(128 + signal),
+            }
         }
         Command::Version { json } => version(json),
         Command::Completions { shell } => {

@@ -13,6 +13,7 @@ pub mod detach;
 pub mod failure;
 pub mod guest;
 pub mod layout;
+pub mod metrics;
 pub mod network;
 pub mod progress;
 pub mod ready;

@@ -377,19 +377,19 @@ fn vm_a_guest_that_does_not_come_up_is_said_and_undone() {
     run(async || {
         let mut cri = Cri::connect(node.socket()).await.unwrap();
         let logs = node.dir.path().join("logs");
-        // The sandbox is made before the guest is there; who needs the guest hears why there is none.
         let config = node.dir.path().join("shim.toml");
         let good = fs::read_to_string(&config).unwrap();
         fs::write(&config, good.replace("minimal.initrd", "nothing.initrd")).unwrap();
-        let pod = cri.run_pod("none", &logs, |_| {}).await.unwrap();
-        let failed = match cri.create(&pod, "one", &node.image(), "true", |_| {}).await {
-            Ok(id) => format!("{:#}", cri.start(&id).await.unwrap_err()),
-            Err(error) => format!("{error:#}"),
-        };
-        assert!(
-            failed.contains("nothing.initrd") || failed.contains("not ready") || failed.contains("not running"),
-            "{failed}"
-        );
+        let refused = format!("{:#}", cri.run_pod("none", &logs, |_| {}).await.unwrap_err());
+        assert!(refused.contains("the guest image is missing") && refused.contains("nothing.initrd"), "{refused}");
+        assert_nothing_left(&node);
+        // The sandbox is made before the guest is there: one that never comes ends it.
+        let kernel = node.dir.path().join("kernel");
+        fs::write(&kernel, "no kernel").unwrap();
+        let dist = nacre_tests::dist::dist().unwrap().join("share/nacre/vmlinux");
+        fs::write(&config, good.replace(dist.to_str().unwrap(), kernel.to_str().unwrap())).unwrap();
+        let pod = cri.run_pod("dead", &logs, |_| {}).await.unwrap();
+        eventually(|| node.log().contains("boot the VM: QEMU says"), || node.log());
         cri.remove_pod(&pod).await.unwrap();
         assert_nothing_left(&node);
         // A configuration that is none is refused at once.
@@ -403,6 +403,77 @@ fn vm_a_guest_that_does_not_come_up_is_said_and_undone() {
             })
             .await;
         assert!(format!("{:#}", refused.unwrap_err()).contains("the host does not allow it"));
+    });
+    assert_nothing_left(&node);
+}
+
+/// What a server on this node says to a GET.
+fn get(address: &str, path: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_string())
+}
+
+#[test]
+fn the_alert_rules_are_rules() {
+    if !nacre_tests::dist::have(&["promtool"]) {
+        return;
+    }
+    let rules = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/alerts.yml");
+    let checked = std::process::Command::new("promtool").args(["check", "rules"]).arg(rules).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
+#[test]
+fn vm_prometheus_has_the_metrics_of_all_pods() {
+    let Some(node) = Node::start().unwrap() else { return };
+    if !nacre_tests::dist::have(&["prometheus"]) {
+        return;
+    }
+    run(async || {
+        let (mut cri, pod, container) = pod_with_container(&node, "measured").await;
+        let [ours, theirs] = [(); 2].map(|()| format!("127.0.0.1:{}", nacre_tests::registry::free_port().unwrap()));
+        let nacre = nacre_tests::dist::dist().unwrap().join("bin/nacre");
+        let mut monitor = std::process::Command::new(nacre);
+        let mut monitor =
+            monitor.args(["monitor", "--listen", &ours, "--pods"]).arg(node.dir.path().join("shim")).spawn().unwrap();
+        let config = node.dir.path().join("prometheus.yml");
+        let text = format!(
+            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: nacre\n  static_configs: [{{targets: ['{ours}']}}]\n"
+        );
+        fs::write(&config, text).unwrap();
+        let mut prometheus = std::process::Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.tsdb.path={}", node.dir.path().join("prometheus").display()))
+            .arg(format!("--web.listen-address={theirs}"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let has = |name: &str| {
+            let query = format!("/api/v1/query?query={name}%7Bsandbox_id%3D%22{}%22%7D", pod.id);
+            get(&theirs, &query).is_some_and(|answer| answer.contains("\"value\":["))
+        };
+        let names = [
+            "kata_shim_threads",
+            "kata_hypervisor_fds",
+            "kata_guest_load",
+            "kata_agent_threads",
+            "kata_shim_pod_overhead_memory_in_bytes",
+        ];
+        for name in names {
+            eventually(|| has(name), || format!("Prometheus has no {name}: {:?}", get(&ours, "/metrics")));
+        }
+        assert_eq!(get(&ours, "/sandboxes").unwrap(), format!("{}\n", pod.id));
+        assert!(get(&ours, &format!("/agent-url?sandbox={}", pod.id)).unwrap().starts_with("hvsock://"));
+        assert!(get(&ours, "/metrics?sandbox=../x").unwrap().contains("is no name"));
+        for child in [&mut monitor, &mut prometheus] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(cri.says(&container, "echo on").await.unwrap(), "on\n");
+        cri.remove_pod(&pod).await.unwrap();
     });
     assert_nothing_left(&node);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use nacre_protocol::agent::{
     AddARPNeighborsRequest, CreateContainerRequest, CreateSandboxRequest, DestroySandboxRequest,
-    GetDiagnosticDataRequest, GetOOMEventRequest, PauseContainerRequest, RemoveContainerRequest,
+    GetDiagnosticDataRequest, GetMetricsRequest, GetOOMEventRequest, PauseContainerRequest, RemoveContainerRequest,
     ResumeContainerRequest, Routes, StatsContainerRequest, StatsContainerResponse, UpdateContainerRequest,
     UpdateInterfaceRequest, UpdateRoutesRequest,
 };
@@ -132,6 +132,14 @@ impl Guest {
     pub async fn oom_event(&self) -> Result<String> {
         let request = GetOOMEventRequest::new();
         Ok(said(self.agent.get_oom_event(Context::default(), &request).await, "hear of memory")?.container_id)
+    }
+
+    /// The metrics of agent and guest, as Prometheus has them.
+    ///
+    /// # Errors
+    /// A guest that does not tell.
+    pub async fn metrics(&self) -> Result<String> {
+        Ok(said(self.agent.get_metrics(short(), &GetMetricsRequest::new()).await, "measure the guest")?.metrics)
     }
 
     /// What a container has written to its termination log.

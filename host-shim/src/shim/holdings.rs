@@ -1,13 +1,16 @@
 //! What a pod has on the host, taken in one place: noted in the journal before, and let go of as a whole.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Result;
+use tokio::task::AbortHandle;
 
 use super::cgroup::Groups;
 use super::journal::{self, Held, Journal, Proc};
 use super::log::Log;
-use super::remnants;
+use super::pod::Pod;
+use super::{metrics, remnants};
 use crate::network::{self, Network};
 
 /// A pod's directory, control groups and network.
@@ -15,6 +18,7 @@ use crate::network::{self, Network};
 pub struct Holdings {
     journal: Journal,
     groups: Groups,
+    metrics: Option<AbortHandle>,
 }
 
 impl Holdings {
@@ -28,7 +32,7 @@ impl Holdings {
             remnants::clear(id)?;
         }
         let held = Held { shim: Proc::of(std::process::id()), netns: netns.clone(), cgroups: groups.paths.clone() };
-        let holdings = Holdings { journal: Journal::create(id, &held)?, groups };
+        let holdings = Holdings { journal: Journal::create(id, &held)?, groups, metrics: None };
         let made = || {
             holdings.groups.enter()?;
             Ok(netns.as_deref().map(network::attach).transpose()?)
@@ -47,8 +51,20 @@ impl Holdings {
         self.journal.dir().into()
     }
 
+    /// Shows what `pod` uses to who asks in its directory.
+    ///
+    /// # Errors
+    /// A socket that can't be made.
+    pub fn serve_metrics(&mut self, pod: Arc<Pod>) -> Result<()> {
+        self.metrics = Some(metrics::serve(self.journal.dir(), pod)?);
+        Ok(())
+    }
+
     /// Lets go of them. What stands against it is only said: `delete` tries again.
     pub fn release(self, log: &Log) {
+        if let Some(metrics) = &self.metrics {
+            metrics.abort();
+        }
         self.groups.leave();
         if let Err(error) = remnants::undo(self.journal.dir(), self.journal.held()) {
             log.warn(&format!("{}: {error:#}", self.journal.dir().display()));

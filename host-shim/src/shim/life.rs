@@ -23,6 +23,7 @@ use super::sandbox::{Sandbox, Settings};
 use super::sizing;
 use super::usage::{self, Used};
 use crate::guest::USER_NAME_SERVER;
+use crate::layout::Layout;
 
 /// By which containerd's options are known, and their field with a path.
 const OPTIONS: &str = "runtimeoptions.v1.Options";
@@ -91,23 +92,29 @@ impl Life {
         if netns.is_none() && dns.is_empty() {
             dns.push(USER_NAME_SERVER.into());
         }
+        let layout = Layout::find(config.guest.kernel.as_deref(), config.guest.image.as_deref())?;
         let size = sizing::size(&spec, &annotations, &config.vm)?;
         let groups = Groups::of(spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref()))?;
-        let (holdings, network) = Holdings::take(&create.id, groups, netns, &self.log)?;
+        let (mut holdings, network) = Holdings::take(&create.id, groups, netns, &self.log)?;
         let config = Arc::new(config);
         let settings = Settings {
             id: create.id.clone(),
             dir: holdings.dir(),
             config: config.clone(),
+            layout,
             size,
             hostname: spec.hostname().clone().unwrap_or_default(),
             dns,
             network,
             shm: SHM,
         };
-        *kept = Some(holdings);
         let sandbox = Sandbox::start(settings);
         let pod = Pod::new(&create.id, sandbox, config, spec, self.events.clone(), self.log.clone());
+        // A pod without metrics is a pod.
+        if let Err(error) = holdings.serve_metrics(pod.clone()) {
+            self.log.warn(&format!("pod {}: {error:#}", create.id));
+        }
+        *kept = Some(holdings);
         Ok(self.pod.get_or_init(|| pod).clone())
     }
 

@@ -17,6 +17,7 @@ pub mod holdings;
 pub mod journal;
 pub mod life;
 pub mod log;
+pub mod metrics;
 pub mod mounts;
 pub mod pod;
 pub mod process;

@@ -31,6 +31,8 @@ pub struct Settings {
     pub dir: PathBuf,
     /// The shim's configuration, with what the pod overrides.
     pub config: Arc<Config>,
+    /// What boots.
+    pub layout: Layout,
     /// The machine's size.
     pub size: Sized,
     /// The pod's host name.
@@ -148,13 +150,12 @@ async fn live(settings: Settings, tell: &watch::Sender<State>, mut stopped: watc
 
 async fn bring_up(settings: &Settings) -> Result<(Vm, Guest)> {
     let config = &settings.config;
-    let layout = Layout::find(config.guest.kernel.as_deref(), config.guest.image.as_deref())?;
     let asked = config.vm.accelerator;
     let choice =
         tokio::task::spawn_blocking(move || accelerator::choose(asked)).await.context("try the accelerator")??;
     let pull_timeout = format!("agent.image_pull_timeout={}", config.images.pull_timeout);
     let spec = VmSpec {
-        layout,
+        layout: settings.layout.clone(),
         dir: settings.dir.clone(),
         machine: config.vm.machine,
         accelerator: choice.accelerator,

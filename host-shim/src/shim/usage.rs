@@ -20,10 +20,19 @@ pub fn of(pid: u32) -> Option<Used> {
     let (_, rest) = stat.rsplit_once(')')?;
     let fields: Vec<_> = rest.split_ascii_whitespace().collect();
     let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some(Used { cpu: ticks * (1_000_000_000 / TICKS), memory: memory(pid, &["Pss:"])? })
+}
+
+/// What the process `pid` has of memory beside what it shares without a file: a VMM's share is the guest's memory. In bytes.
+pub fn private(pid: u32) -> Option<u64> {
+    memory(pid, &["Pss_Anon:", "Pss_File:"])
+}
+
+fn memory(pid: u32, names: &[&str]) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    let kib: u64 = pss.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(Used { cpu: ticks * (1_000_000_000 / TICKS), memory: kib << 10 })
+    let kib = |line: &str| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok();
+    let all = names.iter().map(|name| rollup.lines().find_map(|line| line.strip_prefix(name)).and_then(kib));
+    Some(all.sum::<Option<u64>>()? << 10)
 }
 
 #[cfg(test)]
