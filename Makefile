@@ -34,7 +34,12 @@ say = @printf '\033[1m==>\033[0m %s\n' "$(1)"
 # Copies only what changed, so that what depends on it stays up to date.
 put = @mkdir -p $(dir $(2)); cmp -s $(1) $(2) || install -m $(3) $(1) $(2)
 
-build = $(DIST)/bin/nacre-image build $(1) --locked --agent $(DIST)/bin/nacre-agent --kernel $(SHARE)/vmlinux --out $(SHARE)
+build = $(DIST)/bin/nacre-image build $(1) --locked --agent $(DIST)/bin/nacre-agent --kernel $(SHARE)/vmlinux --out $(SHARE) \
+        --crates $(SHARE) --cargo-lock Cargo.lock
+
+# What a program is linked from, for the images' bills of materials.
+crates = @mkdir -p $(SHARE); cargo tree --locked --target $(TARGET) --edges normal,no-proc-macro --prefix none --format '{p}' -p $(1) \
+         | sed 's/ (.*//' | LC_ALL=C sort -u > $(SHARE)/$(1).crates
 
 .PHONY: help setup kernel image images reproduce lock agent host run test test-unit test-vm bench soak fmt lint install clean
 
@@ -56,6 +61,7 @@ agent: setup ## Build the guest agent, one static binary
 	$(call say,agent: one static binary)
 	@$(STATIC) -p nacre-agent --bin nacre-agent
 	$(call put,$(BIN)/nacre-agent,$(DIST)/bin/nacre-agent,755)
+	$(call crates,nacre-agent)
 
 host: setup ## Build the host's programs: nacre, nacre-image, and the engines' command lines
 	$(call say,host: nacre and its tools)
@@ -64,6 +70,7 @@ host: setup ## Build the host's programs: nacre, nacre-image, and the engines' c
 	$(call put,$(BIN)/containerd-shim-nacre-v2,$(DIST)/bin/containerd-shim-nacre-v2,755)
 	$(call put,$(BIN)/nacre-image,$(DIST)/bin/nacre-image,755)
 	$(call put,$(BIN)/nacre-pull,$(DIST)/bin/nacre-pull,755)
+	$(call crates,nacre-pull)
 	$(call put,$(BIN)/nacre-jail,$(DIST)/bin/nacre-jail,755)
 
 kernel: host ## Build the guest kernel from Debian's source (once; cached by content)

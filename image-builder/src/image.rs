@@ -11,6 +11,7 @@ use crate::outputs::{self, Job};
 use crate::packages;
 use crate::recipe::Recipe;
 use crate::run::say;
+use crate::sbom::{self, Crates};
 use crate::tree::{Node, Tree};
 use crate::{elf, root};
 
@@ -32,6 +33,8 @@ pub struct Request {
     pub cache: PathBuf,
     /// Where the result is to lie.
     pub out: PathBuf,
+    /// Where the lists of our programs' crates are, and Cargo.lock: then there are bills of materials.
+    pub crates: Option<(PathBuf, PathBuf)>,
 }
 
 /// Builds the image and its manifest.
@@ -62,6 +65,23 @@ pub fn build(request: &Request) -> Result<()> {
         files.push(manifest::output(&path)?);
         say(&format!("image: {} ({:.1} MB)", path.display(), bytes.len() as f64 / 1e6));
     }
+    let kernel = request.kernel.as_deref().map(kernel_facts).transpose()?;
+    if let Some((lists, cargo_lock)) = &request.crates {
+        let programs: Vec<_> = [&request.agent].into_iter().chain(&helpers).map(PathBuf::as_path).collect();
+        let made = sbom::Made {
+            name,
+            outputs: &files,
+            packages: &packages,
+            programs: &programs,
+            crates: &Crates::read(lists, cargo_lock)?,
+            kernel: kernel.as_ref(),
+        };
+        for (end, document) in sbom::documents(&made)? {
+            let path = request.out.join(format!("{name}.{end}"));
+            manifest::publish_json(&path, &document)?;
+            files.push(manifest::output(&path)?);
+        }
+    }
     let facts = Manifest {
         name: recipe.name.clone(),
         recipe_sha256: recipe.sha256,
@@ -69,7 +89,7 @@ pub fn build(request: &Request) -> Result<()> {
         agent: manifest::output(&request.agent)?,
         helpers: helpers.iter().map(|helper| manifest::output(helper)).collect::<Result<_>>()?,
         outputs: files,
-        kernel: request.kernel.as_deref().map(kernel_facts).transpose()?,
+        kernel,
         parameters: parameters.clone(),
         root: packed.root,
         extension: packed.extension,

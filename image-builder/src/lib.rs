@@ -19,5 +19,7 @@ pub mod place;
 pub mod recipe;
 pub mod root;
 pub mod run;
+pub mod sbom;
+pub mod sign;
 pub mod tree;
 pub mod verify;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use nacre_image::lock::{self, Lock};
 use nacre_image::measure::command::{self as measure, Measure};
-use nacre_image::{diff, image, inspect, kernel, verify};
+use nacre_image::{diff, image, inspect, kernel, sign, verify};
 
 /// Builds the guest: a kernel, and an image for it.
 #[derive(Debug, Parser)]
@@ -63,6 +63,12 @@ enum Command {
         /// Where the image and its manifest go
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Write bills of materials (SPDX and CycloneDX), too: the directory with each program's crates, as cargo tree lists them (PROGRAM.crates)
+        #[arg(long, value_name = "DIR", requires = "cargo_lock")]
+        crates: Option<PathBuf>,
+        /// The digests of the crates
+        #[arg(long, value_name = "FILE", requires = "crates")]
+        cargo_lock: Option<PathBuf>,
     },
     /// Write packages.lock beside recipes: their packages and the kernel's source, by version and SHA-256
     Lock {
@@ -83,6 +89,23 @@ enum Command {
         /// The manifest to check against, in place of those beside the files
         #[arg(long, value_name = "FILE")]
         manifest: Option<PathBuf>,
+        /// The public key (PEM) of whom the manifests must be signed by
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+    },
+    /// Sign a manifest: NAME.sig, which openssl and cosign check, and NAME.sigstore.json, a bundle
+    #[command(after_help = "Examples:
+  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem
+  openssl pkey -in key.pem -pubout -out key.pub
+  nacre-image sign --key key.pem target/dist/share/nacre/confidential.manifest.json
+  nacre-image verify --key key.pub target/dist/share/nacre/confidential.disk")]
+    Sign {
+        /// The private key: P-256, PKCS #8, PEM
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+        /// The manifests
+        #[arg(required = true)]
+        manifests: Vec<PathBuf>,
     },
     /// Show what an initrd, a disk, an extension or a program for firmware holds
     Inspect {
@@ -134,11 +157,13 @@ fn run(args: Args) -> Result<ExitCode> {
             }
             kernel::build(&kernel::Request { fragments: config_dir, with, source, cache, out })
         }
-        Command::Build { recipe, locked, agent, kernel, out } => {
-            image::build(&image::Request { recipe, locked, agent, kernel, cache, out })
+        Command::Build { recipe, locked, agent, kernel, out, crates, cargo_lock } => {
+            let crates = crates.zip(cargo_lock);
+            image::build(&image::Request { recipe, locked, agent, kernel, cache, out, crates })
         }
         Command::Lock { recipes, update, kernel_source } => lock::lock(&recipes, &kernel_source, update),
-        Command::Verify { path, manifest } => check(&path, manifest.as_deref()),
+        Command::Verify { path, manifest, key } => check(&path, manifest.as_deref(), key.as_deref()),
+        Command::Sign { key, manifests } => sign(&key, &manifests),
         Command::Inspect { path, json } => show(&path, json),
         Command::Measure { what, json } => print(&measure::run(&what, json)?),
         Command::Diff { first, second, json } => return compare(&first, &second, json),
@@ -154,7 +179,23 @@ fn compare(first: &Path, second: &Path, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!found.is_empty())))
 }
 
-fn check(path: &Path, manifest: Option<&Path>) -> Result<()> {
+fn sign(key: &Path, manifests: &[PathBuf]) -> Result<()> {
+    for manifest in manifests {
+        for written in sign::sign(manifest, key)? {
+            print(&format!("{}\n", written.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn check(path: &Path, manifest: Option<&Path>, key: Option<&Path>) -> Result<()> {
+    if let Some(key) = key {
+        // Before anything that they say is believed.
+        for of in verify::manifests(path, manifest)? {
+            sign::check(&of, key)?;
+            print(&format!("{}: signed\n", of.display()))?;
+        }
+    }
     let findings = verify::verify(path, manifest)?;
     for name in &findings.good {
         print(&format!("{name}: as the manifest says\n"))?;

@@ -42,11 +42,7 @@ pub struct Findings {
 pub fn verify(path: &Path, named: Option<&Path>) -> Result<Findings> {
     let mut findings = Findings::default();
     if path.is_dir() {
-        let manifests = match named {
-            Some(named) => vec![named.to_path_buf()],
-            None => manifests(path)?,
-        };
-        for of in &manifests {
+        for of in &manifests(path, named)? {
             let (outputs, manifest) = read(of)?;
             for output in &outputs {
                 file(&path.join(&output.name), output, manifest.as_ref(), &mut findings)?;
@@ -54,7 +50,7 @@ pub fn verify(path: &Path, named: Option<&Path>) -> Result<Findings> {
         }
         return Ok(findings);
     }
-    let of = named.map_or_else(|| path.with_extension(&SUFFIX[1..]), Path::to_path_buf);
+    let of = manifests(path, named)?.swap_remove(0);
     let (outputs, manifest) = read(&of)?;
     let own = path.extension();
     let output = outputs.iter().find(|output| Path::new(&output.name).extension() == own);
@@ -63,8 +59,19 @@ pub fn verify(path: &Path, named: Option<&Path>) -> Result<Findings> {
     Ok(findings)
 }
 
-/// The manifests of a directory, by name.
-fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
+/// The manifests that say what is at `path`, at least one: the one that is named, those of a directory, or the one beside a file.
+///
+/// # Errors
+/// A directory that can't be read, or has none.
+pub fn manifests(path: &Path, named: Option<&Path>) -> Result<Vec<PathBuf>> {
+    match named {
+        Some(named) => Ok(vec![named.to_path_buf()]),
+        None if path.is_dir() => in_directory(path),
+        None => Ok(vec![path.with_extension(&SUFFIX[1..])]),
+    }
+}
+
+fn in_directory(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
     let mut found = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     found.retain(|path| path.to_string_lossy().ends_with(SUFFIX));

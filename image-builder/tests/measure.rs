@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,20 +26,9 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// PyPI's sev-snp-measure, in an environment of its own, or why not.
-fn sev_snp_measure() -> Result<PathBuf, &'static str> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sev-snp-measure-0.0.13");
-    let program = dir.join("bin/sev-snp-measure");
-    let run = |command: &mut Command| command.output().is_ok_and(|out| out.status.success());
-    if !program.exists() {
-        if !run(Command::new("python3").args(["-m", "venv"]).arg(&dir)) {
-            return Err("python3 makes no virtual environment (python3-venv)");
-        }
-        if !run(Command::new(dir.join("bin/pip")).args(["install", "--quiet", "sev-snp-measure==0.0.13"])) {
-            return Err("sev-snp-measure 0.0.13 can't be fetched");
-        }
-    }
-    Ok(program)
+/// PyPI's sev-snp-measure, or why it is not there.
+fn sev_snp_measure() -> Result<PathBuf, String> {
+    common::from_pypi("sev-snp-measure-0.0.13", &["sev-snp-measure==0.0.13"]).map(|dir| dir.join("bin/sev-snp-measure"))
 }
 
 /// Debian's OVMF with a section for kernel hashes in its metadata: one of those for memory gets that use.

@@ -20,6 +20,9 @@ use crate::volumes::{Copied, copy_tree};
 /// What comes within this time is one change.
 const TOGETHER: Duration = Duration::from_millis(100);
 
+/// As much of a termination log as Kubernetes takes, whatever the guest says.
+const MAX_TERMINATION_LOG: usize = 4096;
+
 /// Copies all of them.
 ///
 /// # Errors
@@ -110,6 +113,8 @@ fn read(inotify: &AsyncFd<OwnedFd>) -> io::Result<Vec<i32>> {
 /// # Errors
 /// A guest that has none, or a file that can't be written.
 pub async fn bring_back(guest: &Guest, id: &str, to: &Path) -> Result<()> {
-    let text = guest.termination_log(id).await?;
+    let mut text = guest.termination_log(id).await?;
+    let end = text.floor_char_boundary(MAX_TERMINATION_LOG);
+    text.truncate(end);
     std::fs::write(to, text).with_context(|| format!("write {}", to.display()))
 }
