@@ -86,6 +86,13 @@ Exit codes: the container's own; 125 when nacre failed, 126 when the program can
         #[arg(long, value_name = "DIR")]
         pods: Option<PathBuf>,
     },
+    /// Say what this host can do for pods, and what it lacks
+    #[command(after_help = "Exit codes: 0 when pods can run here, 1 when something is missing that all of them need.")]
+    Doctor {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show versions
     Version {
         /// As JSON

@@ -17,7 +17,7 @@ use crate::guest::{Guest, ProcessId};
 use crate::metrics::monitor;
 use crate::signals::Signals;
 use crate::state::{Phase, Pods, Status};
-use crate::{detach, failure, run, spec, streams, terminal};
+use crate::{detach, doctor, failure, run, spec, streams, terminal};
 
 /// How long a running guest may take to answer.
 const REACH: Duration = Duration::from_secs(10);
@@ -78,6 +78,7 @@ async fn dispatch(args: Args) -> Result<i32> {
                 signal = signals.stop() => Ok(128 + signal),
             }
         }
+        Command::Doctor { json } => examine(json),
         Command::Version { json } => version(json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Args::command(), "nacre", &mut std::io::stdout());
@@ -88,6 +89,17 @@ async fn dispatch(args: Args) -> Result<i32> {
 
 fn say(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").context("write to standard output")
+}
+
+fn examine(json: bool) -> Result<i32> {
+    let findings = doctor::examine();
+    let text = if json {
+        serde_json::to_string_pretty(&findings).context("write JSON")? + "\n"
+    } else {
+        doctor::render(&findings)
+    };
+    std::io::stdout().write_all(text.as_bytes()).context("write to standard output")?;
+    Ok(i32::from(!doctor::is_well(&findings)))
 }
 
 async fn connect(dir: &Path, status: &Status) -> Result<Guest> {

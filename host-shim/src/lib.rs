@@ -10,6 +10,7 @@ pub mod cli;
 pub mod commands;
 pub mod console;
 pub mod detach;
+pub mod doctor;
 pub mod failure;
 pub mod guest;
 pub mod layout;

@@ -27,6 +27,7 @@ use crate::container::process::Process;
 use crate::container::shared_mounts;
 use crate::container::spec::Namespaces;
 use crate::container::{self, Container, Made};
+use crate::device::cdi;
 use crate::device::{self, Devices};
 use crate::passthrough::{self, Connections, Sockets};
 use crate::storage::pull::Pulls;
@@ -256,7 +257,11 @@ impl Sandbox {
         let addresses = self.settings.devices.give(&request.devices, &mut spec).await?;
         self.settings.devices.inject(&mut spec).await?;
         let storages = storage::prepare(&request.storages, &self.context(id.as_str())).await?;
-        let namespaces = self.namespaces(request.sandbox_pidns).await?;
+        // Where a host has a container for the pod itself, that one's processes begin the pod's.
+        let begins = request.sandbox_pidns
+            && spec.annotations().as_ref().is_some_and(cdi::is_pod)
+            && lock(&self.shared).pid.is_none();
+        let namespaces = self.namespaces(request.sandbox_pidns && !begins).await?;
         let (bundle, pipe_size) = (Path::new(RUN).join(id.as_str()), self.settings.pipe_size);
         // The name goes along: it must not be free before what was made is gone, should nobody wait for it any more.
         let made = spawn_blocking(move || {
@@ -267,6 +272,10 @@ impl Sandbox {
         });
         let (made, name) = made.await.map_err(|_| Error::Task)??;
         let container = Container::new(id.as_str(), made, addresses, sockets, pipe_size)?;
+        if begins {
+            let pids = namespaces::Pids::of(container.pid()).map_err(Error::system("open a PID namespace"))?;
+            lock(&self.shared).pid.get_or_insert(pids);
+        }
         name.fill(container);
         tracing::info!(container = id.as_str(), "container created");
         Ok(())
@@ -394,7 +403,7 @@ impl Sandbox {
         }
     }
 
-    /// What a container shares with others; the PID namespace is made for the first that shares it.
+    /// What a container shares with others; the PID namespace is made for the first that shares it, unless that begins one.
     async fn namespaces(self: &Arc<Self>, shares_pid: bool) -> Result<Namespaces, Error> {
         let sandbox = self.clone();
         let namespaces = spawn_blocking(move || {

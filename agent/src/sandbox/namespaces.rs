@@ -53,18 +53,23 @@ impl Pod {
     }
 }
 
-/// The PID namespace of containers that share one. Its first process is no container's, so that each may end and the others go on.
+/// The PID namespace of containers that share one.
 #[derive(Debug)]
 pub struct Pids {
     namespace: Namespace,
-    _reaper: Reaper,
+    _reaper: Option<Reaper>,
 }
 
 impl Pids {
-    /// A new namespace.
+    /// A new namespace. Its first process is no container's, so that each may end and the others go on.
     pub fn new() -> io::Result<Pids> {
         let reaper = Reaper::spawn()?;
-        Ok(Pids { namespace: Namespace::of(reaper.pid(), "pid")?, _reaper: reaper })
+        Ok(Pids { namespace: Namespace::of(reaper.pid(), "pid")?, _reaper: Some(reaper) })
+    }
+
+    /// That of the process `pid`, which keeps it: a pod's `pause`.
+    pub fn of(pid: i32) -> io::Result<Pids> {
+        Ok(Pids { namespace: Namespace::of(pid, "pid")?, _reaper: None })
     }
 
     /// As [`Namespace::path`].

@@ -22,13 +22,13 @@ use crate::console::Console;
 use crate::vsock::Vsock;
 
 pub use qmp::Qmp;
-pub use spec::{Backend, Disk, MAX_DISKS, Machine, Nic, PORTS, USER_MAC, VmSpec};
+pub use spec::{Backend, Disk, FIRMWARE, MAX_DISKS, Machine, Nic, PORTS, USER_MAC, VmSpec};
 
 /// The window in which the TSC is measured; its error is then a few parts in 10^5.
 const TSC_WINDOW: Duration = Duration::from_millis(10);
 
 /// The QEMU program, as Debian names it.
-const QEMU: &str = "qemu-system-x86_64";
+pub const QEMU: &str = "qemu-system-x86_64";
 
 /// Where the guest of the pod in `dir` arrives when it calls the host's `port`.
 pub fn guest_calls(dir: &Path, port: u32) -> PathBuf {

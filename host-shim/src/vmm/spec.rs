@@ -19,7 +19,7 @@ pub const MAX_DISKS: usize = 24 - 4;
 pub const USER_MAC: &str = "52:54:00:6e:61:63";
 
 /// Firmware for a PC, as Debian's package ovmf has it.
-const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
+pub const FIRMWARE: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// How many places a [`Machine::Q35`] has for what is plugged in while it runs.
 pub const PORTS: u8 = 8;

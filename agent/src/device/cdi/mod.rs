@@ -5,6 +5,7 @@
 
 mod document;
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -95,11 +96,16 @@ impl Devices {
     }
 }
 
+/// Whether these are the annotations of the container that only holds the pod's namespaces.
+pub fn is_pod(annotations: &HashMap<String, String>) -> bool {
+    POD.iter().any(|(key, value)| annotations.get(*key).is_some_and(|found| found == value))
+}
+
 /// The devices that `spec` names.
 fn requested(spec: &Spec, by_variable: bool) -> Result<Vec<Name>, Error> {
     let mut names = Vec::new();
     let annotations = spec.annotations().clone().unwrap_or_default();
-    if POD.iter().any(|(key, value)| annotations.get(*key).is_some_and(|found| found == value)) {
+    if is_pod(&annotations) {
         return Ok(names);
     }
     let mut annotations: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with(ANNOTATION)).collect();
