@@ -15,6 +15,7 @@ use crate::attach::{Attachment, attach};
 use crate::cli::{Args, Command, Exec};
 use crate::guest::{Guest, ProcessId};
 use crate::metrics::monitor;
+use crate::shim::journal;
 use crate::signals::Signals;
 use crate::state::{Phase, Pods, Status};
 use crate::{detach, doctor, failure, run, spec, streams, terminal};
@@ -74,7 +75,7 @@ async fn dispatch(args: Args) -> Result<i32> {
         Command::Monitor { listen, pods } => {
             let mut signals = Signals::listen()?;
             tokio::select! {
-                served = monitor::serve(listen, monitor::pods(pods.as_deref())) => served.map(|()| 0),
+                served = monitor::serve(listen, pods.unwrap_or_else(journal::root)) => served.map(|()| 0),
                 signal = signals.stop() => Ok(128 + signal),
             }
         }

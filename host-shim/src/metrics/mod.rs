@@ -5,11 +5,10 @@
 pub mod http;
 pub mod monitor;
 mod procfs;
+pub mod usage;
 
 use anyhow::{Context as _, Result};
 use prometheus::{Encoder as _, GaugeVec, Opts, Registry, TextEncoder};
-
-use crate::shim::usage;
 
 /// The socket in a pod's directory, as Kata calls it.
 pub const SOCKET: &str = "shim-monitor.sock";

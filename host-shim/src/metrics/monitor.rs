@@ -11,7 +11,6 @@ use tokio::net::TcpListener;
 
 use super::SOCKET;
 use super::http::{Answer, Answers, Server, get};
-use crate::shim::args::is_name;
 
 /// The most pods that are asked.
 const MAX_PODS: usize = 1024;
@@ -73,7 +72,7 @@ impl Monitor {
     }
 
     async fn ask(&self, pod: &str, path: &str) -> Result<String, String> {
-        if !is_name(pod) {
+        if Path::new(pod).file_name() != Some(pod.as_ref()) {
             return Err(format!("{pod:?} is no name"));
         }
         get(&self.pods.join(pod).join(SOCKET), path).await.map_err(|error| format!("pod {pod}: {error:#}"))
@@ -150,11 +149,6 @@ fn labelled(line: &str, pod: &str) -> Option<String> {
         Some(labels) => format!("{name}{{sandbox_id=\"{pod}\",{labels}\n"),
         None => format!("{name}{{sandbox_id=\"{pod}\"}}{rest}\n"),
     })
-}
-
-/// Where pods' sockets are, for who is not told.
-pub fn pods(dir: Option<&Path>) -> PathBuf {
-    dir.map_or_else(crate::shim::journal::root, Path::to_path_buf)
 }
 
 #[cfg(test)]

@@ -21,9 +21,9 @@ use super::log::Log;
 use super::pod::{Create, Pod};
 use super::sandbox::{Sandbox, Settings};
 use super::sizing;
-use super::usage::{self, Used};
 use crate::guest::USER_NAME_SERVER;
 use crate::layout::Layout;
+use crate::metrics::usage::{self, Used};
 
 /// By which containerd's options are known, and their field with a path.
 const OPTIONS: &str = "runtimeoptions.v1.Options";

@@ -31,7 +31,6 @@ pub mod stats;
 pub mod stdio;
 pub mod task;
 pub mod translate;
-pub mod usage;
 pub mod volumes;
 
 use std::ffi::OsString;

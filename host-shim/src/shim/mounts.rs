@@ -9,10 +9,12 @@ use oci_spec::runtime::Mount;
 use rustix::fs::statfs;
 
 use super::error::{Error, Result};
-use super::translate::RUN;
 
 /// How many mounts a container may have.
 const MAX_MOUNTS: usize = 1024;
+
+/// Where the guest keeps what it has of containers.
+pub const RUN: &str = "/run/kata-containers";
 
 /// The memory that containers of a pod share (shm_overview(7)).
 pub const SHM: &str = "/run/kata-containers/sandbox/shm";

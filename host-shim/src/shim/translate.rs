@@ -9,10 +9,7 @@ use serde_json::{Value, json};
 
 use super::bundle::{Bundle, Namespace};
 use super::error::{Error, Result, invalid};
-use super::mounts::{self, Copy};
-
-/// Where the guest keeps what it has of containers.
-pub const RUN: &str = "/run/kata-containers";
+use super::mounts::{self, Copy, RUN};
 
 /// The most that a container may be given in arguments and environment: a message to the guest has 4 MiB.
 const MAX_WORDS: usize = 2 << 20;
