@@ -93,7 +93,7 @@ impl Node {
         Image::new(config).layer(busybox()?.finish()?, Compression::Gzip).write(&layout)?;
         self.registry.push(&layout, IMAGE, Some(USER))?;
         // containerd makes a snapshot of an image that it has; the guest pulls its own.
-        for name in [self.image(), PAUSE.into()] {
+        for name in [self.image(), self.registry.from_guest(IMAGE), PAUSE.into()] {
             let archive = self.dir.path().join("image.tar");
             let to = format!("oci-archive:{}:{name}", archive.display());
             run("skopeo", &["copy", "--quiet", &format!("oci:{}:image", layout.display()), &to])?;

@@ -151,13 +151,10 @@ fn vm_volumes_reach_the_guest_and_changes_of_them_too() {
 #[test]
 fn vm_ctr_runs_containers_in_guests_of_their_own() {
     let Some(node) = Node::start().unwrap() else { return };
-    let image = node.image();
     // Without a network of CNI's the VMM's own leads to the node's loopback.
-    let from_guest = node.registry.from_guest(nacre_tests::node::IMAGE);
-    let reference = format!("io.kubernetes.cri.image-name={from_guest}");
+    let image = node.registry.from_guest(nacre_tests::node::IMAGE);
     let args = |rest: &[&str]| -> Vec<String> {
-        let named = ["--annotation", &reference];
-        ["run"].iter().chain(&RUNTIME).chain(&named).chain(rest).map(|arg| (*arg).to_string()).collect()
+        ["run"].iter().chain(&RUNTIME).chain(rest).map(|arg| (*arg).to_string()).collect()
     };
     let mut copy = node
         .ctr_command("default")

@@ -13,8 +13,8 @@ use tokio::sync::{Mutex, Notify};
 use super::bundle::{Bundle, Namespace};
 use super::cgroup::Groups;
 use super::config::Config;
+use super::containerd::Containerd;
 use super::error::{Error, Result};
-use super::events::Events;
 use super::group::{self, Role};
 use super::holdings::Holdings;
 use super::log::Log;
@@ -41,15 +41,15 @@ pub struct Life {
     pod: OnceLock<Arc<Pod>>,
     /// One pod is made at a time, and taken down once.
     holdings: Mutex<Option<Holdings>>,
-    events: Events,
+    containerd: Containerd,
     log: Log,
     over: Notify,
 }
 
 impl Life {
     /// A shim that has no pod yet.
-    pub fn new(events: Events, log: Log) -> Arc<Life> {
-        Arc::new(Life { pod: OnceLock::new(), holdings: Mutex::new(None), events, log, over: Notify::new() })
+    pub fn new(containerd: Containerd, log: Log) -> Arc<Life> {
+        Arc::new(Life { pod: OnceLock::new(), holdings: Mutex::new(None), containerd, log, over: Notify::new() })
     }
 
     /// The pod.
@@ -109,7 +109,7 @@ impl Life {
             shm: SHM,
         };
         let sandbox = Sandbox::start(settings);
-        let pod = Pod::new(&create.id, sandbox, config, spec, self.events.clone(), self.log.clone());
+        let pod = Pod::new(&create.id, sandbox, config, spec, self.containerd.clone(), self.log.clone());
         // A pod without metrics is a pod.
         if let Err(error) = holdings.serve_metrics(pod.clone()) {
             self.log.warn(&format!("pod {}: {error:#}", create.id));

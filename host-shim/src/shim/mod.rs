@@ -9,6 +9,7 @@ pub mod bootstrap;
 pub mod bundle;
 pub mod cgroup;
 pub mod config;
+pub mod containerd;
 pub mod delete;
 pub mod error;
 pub mod events;

@@ -16,8 +16,9 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::bundle::Bundle;
 use super::config::Config;
+use super::containerd::Containerd;
 use super::error::{Error, Result, invalid};
-use super::events::{Events, timestamp};
+use super::events::timestamp;
 use super::group;
 use super::log::Log;
 use super::process::{KILLED, Process, Status};
@@ -52,7 +53,7 @@ pub struct Pod {
     pub sandbox: Sandbox,
     config: Arc<Config>,
     spec: Spec,
-    events: Events,
+    containerd: Containerd,
     log: Log,
     /// Those that are being made have nothing yet.
     tasks: Mutex<HashMap<String, Option<Arc<Task>>>>,
@@ -86,8 +87,15 @@ impl Drop for Name<'_> {
 
 impl Pod {
     /// A pod whose VM boots.
-    pub fn new(id: &str, sandbox: Sandbox, config: Arc<Config>, spec: Spec, events: Events, log: Log) -> Arc<Pod> {
-        let pod = Pod { id: id.into(), sandbox, config, spec, events, log, tasks: Mutex::default() };
+    pub fn new(
+        id: &str,
+        sandbox: Sandbox,
+        config: Arc<Config>,
+        spec: Spec,
+        containerd: Containerd,
+        log: Log,
+    ) -> Arc<Pod> {
+        let pod = Pod { id: id.into(), sandbox, config, spec, containerd, log, tasks: Mutex::default() };
         let pod = Arc::new(pod);
         tokio::spawn(pod.clone().tell_of_memory());
         pod
@@ -113,9 +121,10 @@ impl Pod {
         let id = &create.id;
         let name = self.reserve(id)?;
         let annotations = create.bundle.annotations();
-        let image = group::image(&annotations).ok_or_else(|| {
-            Error::Invalid(format!("container {id}: nobody says which image it has, and the guest is to pull it"))
-        })?;
+        let image = match group::image(&annotations) {
+            Some(image) => image.to_string(),
+            None => self.containerd.image_of(id).await?,
+        };
         let image: Reference = image.parse().map_err(|error| invalid("image", error))?;
         let init = Process::new(process_id(id, ""), "", create.stdio.clone());
         init.open()?;
@@ -168,7 +177,7 @@ impl Pod {
             pid: std::process::id(),
             ..TaskCreate::default()
         };
-        self.events.tell("/tasks/create", &event);
+        self.containerd.events.tell("/tasks/create", &event);
     }
 
     /// Starts a process: a container's first for "".
@@ -188,10 +197,10 @@ impl Pod {
         let pid = std::process::id();
         let container_id = task.id.clone();
         if exec.is_empty() {
-            self.events.tell("/tasks/start", &TaskStart { container_id, pid, ..TaskStart::default() });
+            self.containerd.events.tell("/tasks/start", &TaskStart { container_id, pid, ..TaskStart::default() });
         } else {
             let exec_id = exec.into();
-            self.events.tell(
+            self.containerd.events.tell(
                 "/tasks/exec-started",
                 &TaskExecStarted { container_id, exec_id, pid, ..TaskExecStarted::default() },
             );
@@ -274,7 +283,7 @@ impl Pod {
             exited_at: MessageField::some(timestamp(at)),
             ..TaskExit::default()
         };
-        self.events.tell("/tasks/exit", &event);
+        self.containerd.events.tell("/tasks/exit", &event);
     }
 
     /// Adds a process to a container, to be started later.
@@ -292,7 +301,7 @@ impl Pod {
         let process = Arc::new(Process::new(process_id(id, exec), exec, stdio));
         task.add(Exec { process, spec })?;
         let event = TaskExecAdded { container_id: id.into(), exec_id: exec.into(), ..TaskExecAdded::default() };
-        self.events.tell("/tasks/exec-added", &event);
+        self.containerd.events.tell("/tasks/exec-added", &event);
         Ok(())
     }
 
@@ -352,7 +361,7 @@ impl Pod {
             id: exec.into(),
             ..TaskDelete::default()
         };
-        self.events.tell("/tasks/delete", &event);
+        self.containerd.events.tell("/tasks/delete", &event);
         Ok(ended)
     }
 
@@ -364,7 +373,7 @@ impl Pod {
         let task = self.in_guest(id)?;
         self.guest(id)?.pause(id).await?;
         task.paused.store(true, Ordering::Relaxed);
-        self.events.tell("/tasks/paused", &TaskPaused { container_id: id.into(), ..TaskPaused::default() });
+        self.containerd.events.tell("/tasks/paused", &TaskPaused { container_id: id.into(), ..TaskPaused::default() });
         Ok(())
     }
 
@@ -376,7 +385,9 @@ impl Pod {
         let task = self.in_guest(id)?;
         self.guest(id)?.resume(id).await?;
         task.paused.store(false, Ordering::Relaxed);
-        self.events.tell("/tasks/resumed", &TaskResumed { container_id: id.into(), ..TaskResumed::default() });
+        self.containerd
+            .events
+            .tell("/tasks/resumed", &TaskResumed { container_id: id.into(), ..TaskResumed::default() });
         Ok(())
     }
 
@@ -430,7 +441,7 @@ impl Pod {
         let Ok(guest) = self.sandbox.guest().await else { return };
         while let Ok(container_id) = guest.oom_event().await {
             if self.task(&container_id).is_ok() {
-                self.events.tell("/tasks/oom", &TaskOOM { container_id, ..TaskOOM::default() });
+                self.containerd.events.tell("/tasks/oom", &TaskOOM { container_id, ..TaskOOM::default() });
             }
         }
     }

@@ -16,6 +16,7 @@ use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use super::args::Args;
+use super::containerd::Containerd;
 use super::events::Events;
 use super::life::Life;
 use super::log::Log;
@@ -52,7 +53,8 @@ async fn until_over(args: &Args, log: Log) -> Result<()> {
     listener.set_nonblocking(true).context("take the socket")?;
     let listener = tokio::net::UnixListener::from_std(listener).context("take the socket")?;
     let (events, told) = Events::start(&args.namespace, log.clone());
-    let life = Life::new(events, log);
+    let containerd = Containerd { socket: args.address.clone().into(), namespace: args.namespace.clone(), events };
+    let life = Life::new(containerd, log);
     let mut server = Server::new().add_listener(Listener::from(listener)).register_service(services(&life));
     server.start().await.context("serve the pod")?;
     let mut terminated = signal(SignalKind::terminate()).context("listen for signals")?;
