@@ -1,5 +1,6 @@
 //! A kubelet, as far as containerd's CRI sees one.
 
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,17 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
-    ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
+    AttachRequest, ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
+    ExecRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
     StopContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tungstenite::client::IntoClientRequest as _;
+use tungstenite::http::HeaderValue;
+use tungstenite::{Message, WebSocket};
 
 /// The runtime handler that containerd has for our shim.
 pub const HANDLER: &str = "nacre";
@@ -30,6 +34,69 @@ pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     /// Images.
     pub images: ImageServiceClient<Channel>,
+}
+
+/// A program's streams over containerd's streaming server (Kubernetes' `v4.channel.k8s.io`: the first byte of a message is its stream).
+#[derive(Debug)]
+pub struct Streams(WebSocket<TcpStream>);
+
+const STDIN: u8 = 0;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+
+impl Streams {
+    fn open(url: &str) -> Result<Streams> {
+        let url = url.replacen("http://", "ws://", 1);
+        let mut request = url.as_str().into_client_request().context("make the request")?;
+        let protocol = HeaderValue::from_static("v4.channel.k8s.io");
+        request.headers_mut().insert("Sec-WebSocket-Protocol", protocol);
+        let host = request.uri().authority().context("the address has no host")?.to_string();
+        let stream = TcpStream::connect(&host).with_context(|| format!("connect to {host}"))?;
+        stream.set_read_timeout(Some(WITHIN)).context("bound the wait")?;
+        let (socket, _) =
+            tungstenite::client(request, stream).map_err(|error| anyhow::anyhow!("open the streams: {error}"))?;
+        Ok(Streams(socket))
+    }
+
+    fn send(&mut self, stream: u8, bytes: &[u8]) -> Result<()> {
+        let message = [&[stream], bytes].concat();
+        self.0.send(Message::binary(message)).context("send to the program")
+    }
+
+    /// Writes to its input.
+    ///
+    /// # Errors
+    /// Streams that have ended.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.send(STDIN, bytes)
+    }
+
+    /// Says the size of its terminal.
+    ///
+    /// # Errors
+    /// Streams that have ended.
+    pub fn resize(&mut self, columns: u16, rows: u16) -> Result<()> {
+        self.send(RESIZE, format!("{{\"Width\":{columns},\"Height\":{rows}}}").as_bytes())
+    }
+
+    /// What it writes, until `enough` of it was seen. With what is said of its end, once it has come.
+    ///
+    /// # Errors
+    /// Streams that have ended before.
+    pub fn read_until(&mut self, enough: &str) -> Result<String> {
+        let mut seen = String::new();
+        while !seen.contains(enough) {
+            let message = self.0.read().with_context(|| format!("read what the program writes, after {seen:?}"))?;
+            if let Message::Binary(bytes) = message
+                && let Some((stream, text)) = bytes.split_first()
+            {
+                let end = if *stream == ERROR { "\nended: " } else { "" };
+                seen.push_str(end);
+                seen.push_str(&String::from_utf8_lossy(text));
+            }
+        }
+        Ok(seen)
+    }
 }
 
 /// What a kubelet asks for where a pod says nothing: network and IPC are the pod's, and processes each container's own.
@@ -174,6 +241,25 @@ impl Cri {
     pub async fn says(&mut self, id: &str, script: &str) -> Result<String> {
         let response = self.exec(id, script).await?;
         Ok(String::from_utf8_lossy(&response.stdout).into_owned() + &String::from_utf8_lossy(&response.stderr))
+    }
+
+    /// Streams of a program in a container, as `kubectl exec -it` has them.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub async fn exec_stream(&mut self, id: &str, cmd: &[&str], tty: bool) -> Result<Streams> {
+        let cmd = cmd.iter().map(ToString::to_string).collect();
+        let request = ExecRequest { container_id: id.into(), cmd, tty, stdin: true, stdout: true, stderr: !tty };
+        Streams::open(&self.runtime.exec(request).await.context("ask for streams")?.into_inner().url)
+    }
+
+    /// Streams of a container's first process, as `kubectl attach` has them.
+    ///
+    /// # Errors
+    /// What containerd says.
+    pub async fn attach(&mut self, id: &str) -> Result<Streams> {
+        let request = AttachRequest { container_id: id.into(), stdin: false, tty: false, stdout: true, stderr: true };
+        Streams::open(&self.runtime.attach(request).await.context("ask for streams")?.into_inner().url)
     }
 
     /// Where a container is in its life.

@@ -93,14 +93,14 @@ impl Node {
         Image::new(config).layer(busybox()?.finish()?, Compression::Gzip).write(&layout)?;
         self.registry.push(&layout, IMAGE, Some(USER))?;
         // containerd makes a snapshot of an image that it has; the guest pulls its own.
-        for name in [self.image(), self.registry.from_guest(IMAGE), PAUSE.into()] {
+        // One name in each namespace: of several the CRI tells the first, whichever was asked for.
+        let images = [("k8s.io", self.image()), ("k8s.io", PAUSE.into()), ("default", self.registry.from_guest(IMAGE))];
+        for (namespace, name) in images {
             let archive = self.dir.path().join("image.tar");
             let to = format!("oci-archive:{}:{name}", archive.display());
             run("skopeo", &["copy", "--quiet", &format!("oci:{}:image", layout.display()), &to])?;
-            for namespace in ["default", "k8s.io"] {
-                let imported = self.ctr(namespace, ["images", "import", &archive.display().to_string()])?;
-                ensure!(imported.status.success(), "import {name}: {}", String::from_utf8_lossy(&imported.stderr));
-            }
+            let imported = self.ctr(namespace, ["images", "import", &archive.display().to_string()])?;
+            ensure!(imported.status.success(), "import {name}: {}", String::from_utf8_lossy(&imported.stderr));
             fs::remove_file(&archive).context("remove the archive")?;
         }
         Ok(())

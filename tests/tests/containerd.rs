@@ -310,6 +310,33 @@ fn vm_containers_may_share_processes_and_outlive_each_other() {
 }
 
 #[test]
+fn vm_streams_are_a_persons_terminal() {
+    let Some(node) = Node::start().unwrap() else { return };
+    run(async || {
+        let (mut cri, pod, container) = pod_with_container(&node, "streams").await;
+        let mut shell = cri.exec_stream(&container, &["sh"], true).await.unwrap();
+        shell.resize(91, 27).unwrap();
+        shell.write(b"stty size; tty\n").unwrap();
+        let seen = shell.read_until("/dev/pts/").unwrap();
+        assert!(seen.contains("27 91"), "{seen}");
+        shell.write(b"exit 4\n").unwrap();
+        let end = shell.read_until("ended: ").unwrap();
+        let end = if end.contains("exit") { end } else { end + &shell.read_until("}").unwrap_or_default() };
+        assert!(end.contains('4'), "{end}");
+        let mut plain =
+            cri.exec_stream(&container, &["sh", "-c", "read line; echo got $line; echo err >&2"], false).await.unwrap();
+        plain.write(b"this\n").unwrap();
+        plain.read_until("got this").unwrap();
+        let mut attached = cri.attach(&container).await.unwrap();
+        attached.read_until("line ").unwrap();
+        drop(attached);
+        assert_eq!(cri.says(&container, "echo on").await.unwrap(), "on\n", "who lets go ends nothing");
+        cri.remove_pod(&pod).await.unwrap();
+    });
+    assert_nothing_left(&node);
+}
+
+#[test]
 fn vm_limits_sysctls_names_and_terminals_are_the_containers() {
     let Some(node) = Node::start().unwrap() else { return };
     run(async || {
