@@ -36,7 +36,7 @@ pub struct Made<'a> {
 }
 
 /// A part of an image.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Component {
     /// A program runs by itself, a library does not.
     is_program: bool,
@@ -82,7 +82,8 @@ fn components(made: &Made<'_>) -> Result<Vec<Component>> {
         all.push(program);
         all.extend(linked);
     }
-    all.sort();
+    // What is a program of ours and linked into another is one component, and the program.
+    all.sort_by(|a, b| a.purl.cmp(&b.purl).then(b.is_program.cmp(&a.is_program)));
     all.dedup_by(|a, b| a.purl == b.purl);
     Ok(all)
 }
@@ -128,6 +129,20 @@ mod tests {
     #[test]
     fn a_version_is_escaped() {
         assert_eq!(escape("1:1.35.0-4+deb12u1~x"), "1%3A1.35.0-4%2Bdeb12u1~x");
+    }
+
+    #[test]
+    fn a_program_that_is_linked_into_another_is_one_component() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("Cargo.lock"), "package = []\n").unwrap();
+        std::fs::write(dir.path().join("agent.crates"), "agent v0.1.0\npull v0.1.0\n").unwrap();
+        std::fs::write(dir.path().join("pull.crates"), "pull v0.1.0\nother v0.1.0\n").unwrap();
+        let crates = Crates::read(dir.path(), &dir.path().join("Cargo.lock")).unwrap();
+        let programs = [Path::new("agent"), Path::new("pull")];
+        let made = Made { name: "a", outputs: &[], packages: &[], programs: &programs, crates: &crates, kernel: None };
+        let components = components(&made).unwrap();
+        let seen: Vec<_> = components.iter().map(|one| (one.name.as_str(), one.is_program, one.holds.len())).collect();
+        assert_eq!(seen, [("agent", true, 1), ("other", false, 0), ("pull", true, 1)]);
     }
 
     #[test]
