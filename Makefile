@@ -108,7 +108,7 @@ test-vm: images ## Run the tests against real guests
 
 bench: images ## Measure sizes, boot, memory and speed beside named peers (ONLY=prefix for a part)
 	@cargo build --locked --quiet --release -p nacre-tests --bin nacre-bench
-	@target/release/nacre-bench --dist $(DIST) $(if $(ONLY),--only $(ONLY))
+	@NACRE_DIST=$(abspath $(DIST)) target/release/nacre-bench --dist $(DIST) $(if $(ONLY),--only $(ONLY))
 
 soak: agent ## Have containers live random lives for 20 minutes, and see that nothing is left (MINUTES=n for another time)
 	@cargo build --locked --quiet --release -p nacre-tests --bin nacre-soak

@@ -1,5 +1,7 @@
 //! Pods under a real containerd: how long they take, and what they cost the host.
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -67,7 +69,9 @@ async fn one_pod(node: &Node, cri: &mut Cri) -> Result<Vec<Measured>> {
         if number == 0 {
             let before = switches(pid)?;
             tokio::time::sleep(IDLE).await; // it is what happens meanwhile that counts
-            idle.push((switches(pid)? - before) / IDLE.as_secs_f64());
+            let after = switches(pid)?;
+            let runs = after.iter().map(|(thread, runs)| runs - before.get(thread).unwrap_or(&0.0));
+            idle.push(runs.sum::<f64>() / IDLE.as_secs_f64());
         }
         shim.push(pss(pid)?);
         vmm.push(pss(machine)?);
@@ -117,14 +121,17 @@ fn pss(pid: u32) -> Result<f64> {
     pss.trim().trim_end_matches(" kB").parse().context("read Pss")
 }
 
-/// How often a process's threads have run.
-fn switches(pid: u32) -> Result<f64> {
-    let mut sum = 0.0;
+/// How often each of a process's threads has run.
+fn switches(pid: u32) -> Result<HashMap<OsString, f64>> {
+    let mut switches = HashMap::new();
     for task in fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).context("list threads")? {
-        let status = fs::read_to_string(task.context("list threads")?.path().join("status"))
-            .context("read a thread's status")?;
+        let task = task.context("list threads")?;
+        let status = fs::read_to_string(task.path().join("status")).context("read a thread's status")?;
         let counts = status.lines().filter(|line| line.contains("voluntary_ctxt_switches:"));
-        sum += counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum::<f64>();
+        switches.insert(
+            task.file_name(),
+            counts.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok()).sum(),
+        );
     }
-    Ok(sum)
+    Ok(switches)
 }
